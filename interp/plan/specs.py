@@ -1,0 +1,112 @@
+"""What decides each stage's result, as plain data: this is what keys are made of and what manifests show.
+
+    corpus     text by revision, tokenizer by revision, context, budgets, seed            inputs: none
+    fit        model by revision, dictionaries at their places, optimisation, seed        inputs: corpus
+    evaluate   model, metrics, dictionaries                                               inputs: corpus, dictionaries
+    trace      model, tokenizer, prompts by content, dictionaries, attribution            inputs: dictionaries
+
+The name of the study, sources and paths, worker counts, batches and the store are in none of them. Two spellings of one
+thing give one key: globs are expanded, `expansion` is the number of latents that it comes to, and what was left out is
+what stands for it (the family that the checkpoint names, whole contexts up to 1024 tokens, all held-out tokens).
+
+Inputs are by role: `corpus`, `fit` for the study's own dictionaries, `dictionaries.<name>` for borrowed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interp.plan.places import Place
+from interp.plan.revisions import Borrowed, Revisions
+from interp.plan.shapes import ModelShape
+from interp.plan.versions import Stage
+from interp.spec.canonical import key_spec
+from interp.spec.dictionary import TrainedDictionary
+from interp.spec.study import Study, TraceSpec
+
+Places = Mapping[str, tuple[Place, ...]]
+"""Places by the name of the dictionaries."""
+
+_BORROWED = "dictionaries."
+
+
+def stage_of_input(role: str) -> Stage:
+    """The stage whose artifact an input is."""
+    return "corpus" if role == "corpus" else "fit"
+
+
+def borrowed_role(name: str) -> str:
+    return f"{_BORROWED}{name}"
+
+
+def corpus_spec(study: Study, revisions: Revisions) -> dict[str, Any]:
+    """`format` is not in it: the revision of files has the format of each."""
+    corpus = key_spec(study.required_corpus)
+    kept = {name: corpus[name] for name in corpus if name not in ("source", "revision", "format")}
+    return {**kept, "revision": revisions.corpus, "tokenizer": revisions.tokenizer, "seed": study.seed}
+
+
+def fit_spec(study: Study, revisions: Revisions, shape: ModelShape, places: Places) -> dict[str, Any]:
+    return {
+        "model": _model(study, revisions, shape),
+        "dictionaries": [_trained(dictionary, places[dictionary.name]) for dictionary in study.trained],
+        "fit": {**key_spec(study.fit), "micro_tokens": study.micro_tokens},
+        "seed": study.seed,
+    }
+
+
+def evaluate_spec(study: Study, revisions: Revisions, shape: ModelShape) -> dict[str, Any]:
+    assert study.evaluate is not None
+    return {
+        "model": _model(study, revisions, shape),
+        "dictionaries": [_used(dictionary.name, revisions) for dictionary in study.dictionaries],
+        "evaluate": {**key_spec(study.evaluate), "tokens": study.evaluate.tokens or study.required_corpus.holdout},
+    }
+
+
+def trace_spec(study: Study, revisions: Revisions, shape: ModelShape) -> dict[str, Any]:
+    assert study.trace is not None and study.traced is not None
+    return {
+        "model": _model(study, revisions, shape),
+        "tokenizer": revisions.tokenizer,
+        "dictionaries": _used(study.traced.name, revisions),
+        "prompts": [prompt.content() for prompt in revisions.prompts],
+        "trace": _attribution(study.trace),
+    }
+
+
+def _attribution(trace: TraceSpec) -> dict[str, Any]:
+    return {k: v for k, v in key_spec(trace).items() if k not in ("prompts", "column", "dictionaries")}
+
+
+def _model(study: Study, revisions: Revisions, shape: ModelShape) -> dict[str, Any]:
+    return {"revision": revisions.model.revision, "family": shape.family, "dtype": study.model.dtype}
+
+
+def _trained(dictionary: TrainedDictionary, places: tuple[Place, ...]) -> dict[str, Any]:
+    """The name is in it because the artifact's folders have it."""
+    kept = {k: v for k, v in key_spec(dictionary).items() if k in ("name", "kind", "activation")}
+    return {**kept, "places": [{"at": place.at, "latents": place.latents} for place in places]}
+
+
+def _used(name: str, revisions: Revisions) -> dict[str, Any]:
+    """Which dictionaries a stage uses; the content of borrowed folders, the others being inputs."""
+    found = next((borrowed for borrowed in revisions.borrowed if borrowed.name == name), None)
+    if found is None:
+        return {"name": name, "from": "fit"}
+    return {"name": name, "from": found.kind, **({"content": found.key} if found.kind == "folder" else {})}
+
+
+def dictionary_inputs(names: list[str], revisions: Revisions, fit: str | None) -> dict[str, str]:
+    """The artifacts that hold the dictionaries of these names."""
+    by_name: dict[str, Borrowed] = {borrowed.name: borrowed for borrowed in revisions.borrowed}
+    inputs: dict[str, str] = {}
+    for name in names:
+        borrowed = by_name.get(name)
+        if borrowed is None:
+            assert fit is not None
+            inputs["fit"] = fit
+        elif borrowed.kind == "artifact":
+            inputs[borrowed_role(name)] = borrowed.key
+    return inputs

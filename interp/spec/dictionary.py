@@ -1,0 +1,111 @@
+"""What a study says of one set of dictionaries: kind, hook points, activation function, width."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from interp.spec.base import NUMBER, PositiveCount, Source, SpecModel
+
+
+class TopK(SpecModel):
+    """The k largest pre-activations of each token, then ReLU (Gao et al. 2024, arXiv:2406.04093)."""
+
+    type: Literal["topk"]
+    k: PositiveCount
+
+
+class BatchTopK(SpecModel):
+    """The k * n largest of n tokens; a learned threshold at inference (Bussmann et al. 2024, arXiv:2412.06410)."""
+
+    type: Literal["batchtopk"]
+    k: PositiveCount
+
+
+class ReLU(SpecModel):
+    """ReLU with an L1 penalty on activations times decoder norms (Anthropic, April 2024 update)."""
+
+    type: Literal["relu"]
+    l1: Annotated[float, Field(gt=0), NUMBER] = 5.0
+
+
+class JumpReLU(SpecModel):
+    """z * (z > threshold) with an L0 penalty by straight-through estimates (arXiv:2407.14435)."""
+
+    type: Literal["jumprelu"]
+    l0: Annotated[float, Field(gt=0), NUMBER] = Field(default=1e-3, description="coefficient of the L0 penalty")
+    threshold: Annotated[float, Field(gt=0), NUMBER] = Field(default=0.01, description="its initial value")
+    bandwidth: Annotated[float, Field(gt=0), NUMBER] = 0.05
+
+
+class Gated(SpecModel):
+    """Which latents fire and how much are separate, with tied encoder directions (arXiv:2404.16014)."""
+
+    type: Literal["gated"]
+    l1: Annotated[float, Field(gt=0), NUMBER] = 5.0
+
+
+ActivationSpec = Annotated[TopK | BatchTopK | ReLU | JumpReLU | Gated, Field(discriminator="type")]
+
+
+def _width_schema(schema: dict[str, Any]) -> None:
+    """What an editor should know beyond the fields: one of the two widths, and that `at` may be one text."""
+    given = {"not": {"type": "null"}}
+    schema["oneOf"] = [{"required": [name], "properties": {name: given}} for name in ("expansion", "latents")]
+    at = schema["properties"]["at"]
+    many = {name: at.pop(name) for name in ("type", "items", "minItems")}
+    at["anyOf"] = [many, {"type": "string"}]
+
+
+class TrainedDictionary(SpecModel):
+    """Dictionaries of one shape, one for each hook point that `at` selects."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
+    kind: Literal["sae", "transcoder", "skip-transcoder"]
+    at: tuple[str, ...] = Field(
+        min_length=1,
+        description="hook points or globs. A transcoder's is the MLP itself (`layers.3.mlp`): it reads mlp_in and "
+        "predicts mlp_out",
+    )
+    activation: ActivationSpec
+    expansion: PositiveCount | None = Field(default=None, description="latents per input dimension")
+    latents: PositiveCount | None = Field(default=None, description="number of latents")
+
+    model_config = ConfigDict(json_schema_extra=_width_schema)
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_width(self) -> TrainedDictionary:
+        if (self.expansion is None) == (self.latents is None):
+            raise ValueError("give exactly one of expansion and latents")
+        k = getattr(self.activation, "k", 0)
+        if self.latents is not None and k > self.latents:
+            raise ValueError(f"activation.k={k} is more than latents={self.latents}")
+        return self
+
+    def width(self, d_in: int) -> int:
+        """Number of latents for an input of `d_in` dimensions."""
+        return self.latents if self.latents is not None else (self.expansion or 0) * d_in
+
+
+class FromArtifact(SpecModel):
+    """Dictionaries that were trained elsewhere: `artifact://<key>` of this store, or a folder that `interp` wrote."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
+    source: Source = Field(alias="from")
+
+
+def _which(value: Any) -> str:
+    if isinstance(value, FromArtifact) or (isinstance(value, dict) and ("from" in value or "source" in value)):
+        return "borrowed"
+    return "trained"
+
+
+DictionarySpec = Annotated[
+    Annotated[TrainedDictionary, Tag("trained")] | Annotated[FromArtifact, Tag("borrowed")], Discriminator(_which)
+]
