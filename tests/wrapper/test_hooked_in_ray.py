@@ -1,0 +1,36 @@
+"""A hooked model inside a Ray actor gives what it gives here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import make, token_ids
+
+from interp.errors import HookError
+from interp.wrapper import HookedModel
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def _cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_a_hooked_model_in_an_actor(tmp_path: Path, _cluster: None) -> None:
+    make("split_llama").save_pretrained(tmp_path / "m")
+    hook = "layers_last.0.mlp_in"
+    expected = HookedModel(tmp_path / "m").run_with_cache(token_ids(), hook)[hook]
+    actor = ray.remote(num_cpus=1)(HookedModel).remote(str(tmp_path / "m"))
+    found = ray.get(actor.run_with_cache.remote(token_ids(), hook))[hook]
+    torch.testing.assert_close(found, expected)
+    # The error crosses the process border as what it is, and the actor lives on.
+    with pytest.raises(HookError, match="no hook point"):
+        ray.get(actor.run_with_cache.remote(token_ids(), "layers_last.9.mlp_in"))
+    torch.testing.assert_close(ray.get(actor.run_with_cache.remote(token_ids(), hook))[hook], found)
