@@ -1,0 +1,19 @@
+"""Fidelity of dictionaries on held-out text, as sums that merge: over batches, over workers, over runs."""
+
+from interp.eval.evaluation import DictionarySums, EvaluationSums, Evaluator
+from interp.eval.fidelity import BatchLosses, FidelitySums, LossSums, replacement, splice
+from interp.eval.reconstruction import ReconstructionSums
+from interp.eval.sparsity import SparsitySums
+
+__all__ = [
+    "BatchLosses",
+    "DictionarySums",
+    "EvaluationSums",
+    "Evaluator",
+    "FidelitySums",
+    "LossSums",
+    "ReconstructionSums",
+    "SparsitySums",
+    "replacement",
+    "splice",
+]

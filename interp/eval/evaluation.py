@@ -1,0 +1,256 @@
+"""All metrics of all dictionaries of a study over rows of tokens: a shard of rows in, sums that merge out.
+
+For each batch the model runs once as it is, which gives the activations at every hook point and the clean logits, and
+then three times for every dictionary and for every set of dictionaries together: spliced, zero-ablated, mean-ablated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from interp.eval.fidelity import BatchLosses, FidelitySums, HookFunction, LossSums, replacement, splice
+from interp.eval.reconstruction import ReconstructionSums, tokens_at_once
+from interp.eval.sparsity import SparsitySums
+
+if TYPE_CHECKING:
+    from interp.dictionaries import SparseDictionary
+    from interp.spec.study import Metric
+    from interp.wrapper import HookedModel
+
+    Sets = Mapping[str, Mapping[str, SparseDictionary]]
+    """Dictionaries by the name of their set, then by where they are."""
+
+ALL = "all"
+"""`at` of the row for a whole set, spliced together."""
+
+MODEL_METRICS = frozenset({"ce_recovered", "kl"})
+"""Metrics that run the model with its activations changed."""
+
+_RECONSTRUCTION = frozenset({"fvu", "cosine"})
+_SPARSITY = frozenset({"l0", "dead"})
+
+
+@dataclass(frozen=True)
+class DictionarySums:
+    """What was asked for of one dictionary, or (fidelity alone) of a set together."""
+
+    reconstruction: ReconstructionSums | None = None
+    sparsity: SparsitySums | None = None
+    fidelity: FidelitySums | None = None
+
+    def merge(self, other: DictionarySums) -> DictionarySums:
+        return DictionarySums(
+            _merged(self.reconstruction, other.reconstruction),
+            _merged(self.sparsity, other.sparsity),
+            _merged(self.fidelity, other.fidelity),
+        )
+
+    def metrics(self, wanted: Collection[Metric]) -> dict[str, float | int | None]:
+        """Figures by name: a metric's own under its name, and what stands behind it. An undefined one is None."""
+        figures: dict[str, float | int | None] = {}
+        if (r := self.reconstruction) is not None:
+            figures |= {"fvu": r.fvu} if "fvu" in wanted else {}
+            figures |= {"cosine": r.mean_cosine, "l2_ratio": r.mean_ratio} if "cosine" in wanted else {}
+        if (s := self.sparsity) is not None:
+            figures |= {"l0": s.l0} if "l0" in wanted else {}
+            figures |= _densities(s) if "dead" in wanted else {}
+        if (f := self.fidelity) is not None:
+            figures |= _cross_entropies(f) if "ce_recovered" in wanted else {}
+            figures |= _divergences(f) if "kl" in wanted else {}
+        return figures
+
+
+@dataclass(frozen=True)
+class EvaluationSums:
+    """The sums of every dictionary, by (set, at)."""
+
+    tokens: int
+    of: Mapping[tuple[str, str], DictionarySums]
+
+    def merge(self, other: EvaluationSums) -> EvaluationSums:
+        merged = {
+            key: _merged(self.of.get(key), other.of.get(key), DictionarySums()) for key in {**self.of, **other.of}
+        }
+        return EvaluationSums(self.tokens + other.tokens, merged)
+
+    def rows(self, wanted: Collection[Metric]) -> list[dict[str, Any]]:
+        """One row a dictionary, in the study's order, and one for each set together."""
+        return [
+            {"dictionary": name, "at": at, "tokens": self.tokens} | sums.metrics(wanted)
+            for (name, at), sums in self.of.items()
+        ]
+
+
+class Evaluator:
+    """Evaluates dictionaries on rows of tokens.
+
+    Args:
+        hooked: the model that the dictionaries were trained on.
+        sets: dictionaries by the name of their set and their place; they must be in evaluation mode.
+        metrics: what to measure; the model is run changed only when a metric needs it.
+        batch: contexts at once. It changes the memory, not the figures.
+        means: of the activation at each `hook_out`, for mean-ablation; needed by `ce_recovered` and `kl`.
+    """
+
+    def __init__(
+        self,
+        hooked: HookedModel,
+        sets: Sets,
+        metrics: Collection[Metric],
+        *,
+        batch: int,
+        means: Mapping[str, Float[Tensor, "d"]],
+    ):
+        self.hooked, self.sets, self.batch, self.means = hooked, sets, batch, means
+        self.metrics = frozenset(metrics)
+
+    @torch.no_grad()
+    def __call__(self, rows: Int[ndarray, "n context"], lengths: Int[ndarray, "n"]) -> EvaluationSums:
+        """The sums over `rows`, of which row i has `lengths[i]` tokens that are no padding."""
+        total = EvaluationSums(0, {})
+        for ids, mask in batches(rows, lengths, self.batch, self.hooked.device):
+            total = total.merge(self._batch(ids, mask))
+        return total
+
+    def _batch(self, ids: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> EvaluationSums:
+        changed = bool(MODEL_METRICS & self.metrics)
+        cache = self.hooked.run_with_cache(ids, hook_points(self.sets), logits=changed)
+        run = _ChangedRuns(self, ids, mask, cache.logits) if changed else None
+        of: dict[tuple[str, str], DictionarySums] = {}
+        for name, dictionaries in self.sets.items():
+            for at, dictionary in dictionaries.items():
+                sums, x_hat = self._activations(dictionary, cache, mask)
+                if run is not None:
+                    # Alone, a dictionary reads what it reads in the clean run: its reconstruction is known.
+                    spliced = replacement({dictionary.config.hook_out: x_hat})
+                    sums = replace(sums, fidelity=run.fidelity([dictionary], spliced))
+                of[name, at] = sums
+            if run is not None and len(dictionaries) > 1:
+                together = list(dictionaries.values())
+                of[name, ALL] = DictionarySums(fidelity=run.fidelity(together, splice(together)))
+        return EvaluationSums(int(mask.sum()), of)
+
+    def _activations(
+        self, dictionary: SparseDictionary, cache: Mapping[str, Tensor], mask: Bool[Tensor, "batch pos"]
+    ) -> tuple[DictionarySums, Float[Tensor, "batch pos d"]]:
+        """Reconstruction and sparsity on the model's own activations, and the reconstruction itself."""
+        config = dictionary.config
+        inputs, targets = cache[config.hook_in].flatten(0, 1), cache[config.hook_out].flatten(0, 1)
+        step, sums, x_hat = tokens_at_once(config.n_latents), DictionarySums(), []
+        for x, y, kept in zip(inputs.split(step), targets.split(step), mask.flatten().split(step), strict=True):
+            x = x.to(dictionary.W_enc.dtype)
+            activations = dictionary.encode(x)
+            x_hat.append(dictionary.decode(activations, x))
+            sums = sums.merge(
+                DictionarySums(
+                    ReconstructionSums.of(y[kept], x_hat[-1][kept]) if self.metrics & _RECONSTRUCTION else None,
+                    SparsitySums.of(activations[kept]) if self.metrics & _SPARSITY else None,
+                )
+            )
+        return sums, torch.cat(x_hat).unflatten(0, mask.shape)
+
+
+class _ChangedRuns:
+    """The changed runs of one batch, and their losses."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        ids: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        logits: Float[Tensor, "batch pos vocab"],
+    ):
+        self._hooked, self._means, self._ids = evaluator.hooked, evaluator.means, ids
+        self._losses = BatchLosses(logits, ids, mask, evaluator.hooked.softcapped)
+        self._clean = FidelitySums(clean=self._losses.clean())
+
+    def fidelity(self, dictionaries: Sequence[SparseDictionary], spliced: Mapping[str, HookFunction]) -> FidelitySums:
+        """The model's losses with `spliced`, and with all outputs of the dictionaries ablated."""
+        outputs = [dictionary.config.hook_out for dictionary in dictionaries]
+        zero = torch.zeros((), device=self._ids.device)
+        return replace(
+            self._clean,
+            spliced=self._run(spliced),
+            zero=self._run(replacement(dict.fromkeys(outputs, zero))),
+            mean=self._run(replacement({name: self._means[name] for name in outputs})),
+        )
+
+    def _run(self, hooks: Mapping[str, HookFunction]) -> LossSums:
+        return self._losses.of(self._hooked.run_with_hooks(self._ids, hooks))
+
+
+def hook_points(sets: Sets) -> tuple[str, ...]:
+    """Every hook point that a dictionary reads or replaces, once."""
+    found: dict[str, None] = {}
+    for dictionaries in sets.values():
+        for dictionary in dictionaries.values():
+            found |= {dictionary.config.hook_in: None, dictionary.config.hook_out: None}
+    return tuple(found)
+
+
+@torch.no_grad()
+def mean_activations(
+    hooked: HookedModel,
+    names: Sequence[str],
+    rows: Int[ndarray, "n context"],
+    lengths: Int[ndarray, "n"],
+    batch: int,
+) -> dict[str, Float[Tensor, "d"]]:
+    """The mean of the activation at each hook point, over all tokens of `rows`, in float64."""
+    sums: dict[str, Tensor] = {}
+    for ids, mask in batches(rows, lengths, batch, hooked.device):
+        cache = hooked.run_with_cache(ids, names)
+        for name in names:
+            sums[name] = sums.get(name, 0) + cache[name][mask].double().sum(0)
+    return {name: total / int(lengths.sum()) for name, total in sums.items()}
+
+
+def batches(
+    rows: Int[ndarray, "n context"], lengths: Int[ndarray, "n"], batch: int, device: torch.device | str
+) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]]:
+    """Token ids as the model takes them, and which of them are no padding."""
+    ids = torch.tensor(rows, dtype=torch.long)
+    mask = torch.arange(ids.shape[1]) < torch.as_tensor(lengths)[:, None]
+    for some, of_some in zip(ids.split(batch), mask.split(batch), strict=True):
+        yield some.to(device), of_some.to(device)
+
+
+def _merged(one: Any, other: Any, otherwise: Any = None) -> Any:
+    if one is None or other is None:
+        return (other if one is None else one) or otherwise
+    return one.merge(other)
+
+
+def _densities(sums: SparsitySums) -> dict[str, float | int | None]:
+    return {
+        "dead": sums.dead_share,
+        "dead_latents": sums.dead,
+        "denser_than_1_percent": sums.share_denser_than(0.01),
+        "denser_than_10_percent": sums.share_denser_than(0.1),
+    }
+
+
+def _cross_entropies(sums: FidelitySums) -> dict[str, float | int | None]:
+    return {
+        "ce_clean": sums.clean.mean_ce,
+        "ce_spliced": sums.spliced.mean_ce,
+        "ce_zero_ablated": sums.zero.mean_ce,
+        "ce_mean_ablated": sums.mean.mean_ce,
+        "ce_recovered": sums.ce_recovered,
+    }
+
+
+def _divergences(sums: FidelitySums) -> dict[str, float | int | None]:
+    return {
+        "kl": sums.spliced.mean_kl,
+        "kl_zero_ablated": sums.zero.mean_kl,
+        "kl_mean_ablated": sums.mean.mean_kl,
+        "kl_recovered": sums.kl_recovered,
+    }
