@@ -1,0 +1,13 @@
+"""Circuits: the replacement model of a prompt, its attribution graph, and what of the graph matters.
+
+nodes               which nodes a graph has, in which order: the one owner of node indices
+edges               sparse rows of the adjacency: target by target, its sources and weights
+replacement_model   one forward of the model, frozen: ReplacementModel.build(ids) -> ReplacementState
+targets             what can be explained: logits, features
+sweep               rows of the adjacency, by one downward pass for many targets
+influence           what a node or an edge contributes to the logits, and the scores of a graph
+selection           which features are worth a row when there are too many
+attribution         AttributionComputer: all of these -> AttributionEdges
+prune               the nodes and edges that carry most of the influence
+graph, document     AttributionGraph, and the graph JSON that others read
+"""
