@@ -27,14 +27,20 @@ class ReLU(SpecModel):
     """ReLU with an L1 penalty on activations times decoder norms (Anthropic, April 2024 update)."""
 
     type: Literal["relu"]
-    l1: Annotated[float, Field(gt=0), NUMBER] = 5.0
+    l1: Annotated[float, Field(gt=0), NUMBER] = Field(
+        default=1.0,
+        description="weight of the penalty. The published 5 is for models of several thousand dimensions: squared "
+        "error grows with the width, the penalty with its root",
+    )
 
 
 class JumpReLU(SpecModel):
     """z * (z > threshold) with an L0 penalty by straight-through estimates (arXiv:2407.14435)."""
 
     type: Literal["jumprelu"]
-    l0: Annotated[float, Field(gt=0), NUMBER] = Field(default=1e-3, description="coefficient of the L0 penalty")
+    l0: Annotated[float, Field(gt=0), NUMBER] = Field(
+        default=1e-3, description="share of the variance that a latent may cost"
+    )
     threshold: Annotated[float, Field(gt=0), NUMBER] = Field(default=0.01, description="its initial value")
     bandwidth: Annotated[float, Field(gt=0), NUMBER] = 0.05
 
@@ -43,7 +49,11 @@ class Gated(SpecModel):
     """Which latents fire and how much are separate, with tied encoder directions (arXiv:2404.16014)."""
 
     type: Literal["gated"]
-    l1: Annotated[float, Field(gt=0), NUMBER] = 5.0
+    l1: Annotated[float, Field(gt=0), NUMBER] = Field(
+        default=1.0,
+        description="weight of the penalty. The published 5 is for models of several thousand dimensions: squared "
+        "error grows with the width, the penalty with its root",
+    )
 
 
 ActivationSpec = Annotated[TopK | BatchTopK | ReLU | JumpReLU | Gated, Field(discriminator="type")]

@@ -78,7 +78,9 @@ class FitSpec(SpecModel):
         "contexts as fit in 1024 tokens, at least one",
     )
     lr: Annotated[float, Field(gt=0), NUMBER] | None = Field(
-        default=None, description="peak; default 2e-4 / sqrt(latents / 2^14)"
+        default=None,
+        description="peak; default 2e-4 / sqrt(latents / 2^14), times sqrt(10^4 / steps) in runs of fewer than "
+        "10^4 steps",
     )
     warmup: Annotated[float, Field(ge=0, lt=1), NUMBER] = Field(default=0.05, description="share of the steps")
     decay: Annotated[float, Field(ge=0, le=1), NUMBER] = Field(
@@ -88,10 +90,11 @@ class FitSpec(SpecModel):
     aux_k_coefficient: Annotated[float, Field(ge=0), NUMBER] = Field(
         default=1 / 32, description="AuxK for dead latents; 0 is off"
     )
-    dead_after: PositiveCount = Field(
-        default=1_000_000, description="a latent silent for so many tokens counts as dead"
+    dead_after: PositiveCount | None = Field(
+        default=None,
+        description="a latent silent for so many tokens counts as dead; default a tenth of corpus.tokens, at most 10M",
     )
-    normalize: Literal["rms", "none"] = Field(default="rms", description="scale inputs and targets to unit mean square")
+    normalize: Literal["rms", "none"] = Field(default="rms", description="scale inputs and targets to unit variance")
     workers: PositiveCount = Field(default=1, json_schema_extra=EXECUTION)
     harvesters: PositiveCount = Field(default=1, json_schema_extra=EXECUTION)
     checkpoint_every: PositiveCount = Field(default=5_000_000, description="tokens", json_schema_extra=EXECUTION)
@@ -169,9 +172,7 @@ class Study(SpecModel):
     kind: Literal["Study"]
     metadata: Metadata
     model: ModelSpec
-    corpus: CorpusSpec | None = Field(
-        default=None, description="needed by whatever fits or evaluates dictionaries"
-    )
+    corpus: CorpusSpec | None = Field(default=None, description="needed by whatever fits or evaluates dictionaries")
     dictionaries: tuple[DictionarySpec, ...] = ()
     fit: FitSpec = FitSpec()
     evaluate: EvaluateSpec | None = None

@@ -1,0 +1,190 @@
+"""What every dictionary is: an affine encoder, an activation, an affine decoder.
+
+    z = W_enc x + b        b = b_enc, less W_enc b_dec for an SAE (its pre-bias)
+    a = activation(z)
+    y = W_dec^T a + b_dec  [+ W_skip x]
+
+Rows of W_enc [n_latents, d_in] and W_dec [n_latents, d_out] belong to latents. A dictionary in memory reads and gives
+activations in whatever units its weights have; one on disk reads and gives raw activations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from interp.dictionaries.activations import Activation, TopKActivation, build_activation
+from interp.dictionaries.codes import Codes
+from interp.dictionaries.config import DictionaryConfig, Kind
+from interp.dictionaries.initialise import initialise
+from interp.errors import DictionaryError, ModelMismatch
+
+UNCHECKED = "unchecked"
+"""Stands for the model in `load` when there is none to compare with. Say it only for weights, never to trace."""
+
+
+@runtime_checkable
+class HasFingerprint(Protocol):
+    """A model that knows what it is: a `HookedModel`."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class SparseDictionary(nn.Module):
+    """Common to sparse autoencoders and transcoders. New weights are random by `seed`."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("sae", "transcoder", "skip-transcoder")
+    has_pre_bias: ClassVar[bool] = False
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    W_skip: nn.Parameter | None
+
+    def __init__(self, config: DictionaryConfig, *, seed: int = 0):
+        super().__init__()
+        if config.kind not in self.kinds:
+            raise DictionaryError(
+                f"a {type(self).__name__} cannot be of this kind", value=config.kind, expected=" or ".join(self.kinds)
+            )
+        self.config = config
+        dtype = getattr(torch, config.dtype)
+        n, d_in, d_out = config.n_latents, config.d_in, config.d_out
+        self.W_enc = nn.Parameter(torch.empty(n, d_in, dtype=dtype))
+        self.b_enc = nn.Parameter(torch.zeros(n, dtype=dtype))
+        self.W_dec = nn.Parameter(torch.empty(n, d_out, dtype=dtype))
+        self.b_dec = nn.Parameter(torch.zeros(d_out, dtype=dtype))
+        skip = nn.Parameter(torch.zeros(d_out, d_in, dtype=dtype)) if config.kind == "skip-transcoder" else None
+        self.register_parameter("W_skip", skip)
+        self.activation: Activation = build_activation(config.activation, n).to(dtype)
+        initialise(self, seed)
+
+    @property
+    def unit_decoder(self) -> bool:
+        """Whether training holds decoder rows at unit norm. A transcoder's begin at 0, so its never are."""
+        return self.activation.unit_decoder and self.config.kind == "sae"
+
+    # --- what it computes
+
+    def encoder_bias(self) -> Float[Tensor, "n_latents"]:
+        """b such that the pre-activations are W_enc x + b."""
+        return self.b_enc
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        """z = W_enc x + b."""
+        return F.linear(x, self.W_enc, self.encoder_bias())
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        """Activations of every latent."""
+        activations: Tensor = self.activation(self.pre_activations(x), self.b_enc)
+        return activations
+
+    def encode_sparse(
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
+        """(activations, latents) of the k that topk keeps in each token; an activation may be 0."""
+        if not isinstance(self.activation, TopKActivation):
+            raise DictionaryError(
+                "only topk keeps the same number of latents in every token",
+                value=self.config.activation.type,
+                expected="topk",
+                remedy="use encode(x) and take what is above 0",
+            )
+        values, indices = self.activation.select(self.pre_activations(x))
+        return values.relu(), indices
+
+    def active(self, x: Float[Tensor, "*batch d_in"]) -> Bool[Tensor, "*batch n_latents"]:
+        """Which latents are active."""
+        return self.encode(x) > 0
+
+    def decode(
+        self, activations: Float[Tensor, "*batch n_latents"], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction; a dictionary with a skip path needs its input `x` too."""
+        return self.add_affine(activations @ self.W_dec, x)
+
+    def add_affine(self, decoded: Float[Tensor, "*batch d_out"], x: Tensor | None) -> Float[Tensor, "*batch d_out"]:
+        """`decoded` with the bias, and the skip path's share if there is one."""
+        if self.W_skip is None:
+            return decoded + self.b_dec
+        if x is None:
+            raise DictionaryError(
+                "this dictionary has a skip path, and its input was not given", remedy="call decode(activations, x)"
+            )
+        return decoded + F.linear(x, self.W_skip, self.b_dec)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction of the target from the input."""
+        return self.decode(self.encode(x), x)
+
+    def linear_encoder(self, latents: Int[Tensor, "n"]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n"]]:
+        """(W, b) such that the activation of a latent is W x + b wherever it is active."""
+        scale, shift = self.activation.linear(latents, self.b_enc)
+        bias = self.encoder_bias()[latents]
+        if isinstance(scale, Tensor):
+            return scale[:, None] * self.W_enc[latents], scale * bias + shift
+        return scale * self.W_enc[latents], scale * bias + shift
+
+    def codes(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+        """Activations in training, sparse where the kind is."""
+        return self.activation.codes(x, self.W_enc, self.encoder_bias(), self.b_enc)
+
+    # --- what it belongs to
+
+    def check_model(self, model: HasFingerprint | str) -> None:
+        """Refuse a model that this dictionary was not trained on.
+
+        Args:
+            model: a hooked model, a fingerprint, or `UNCHECKED`.
+
+        Raises:
+            ModelMismatch: another model, or a dictionary that names none.
+        """
+        found = model.fingerprint if isinstance(model, HasFingerprint) else model
+        if found == UNCHECKED:
+            return
+        own = self.config.model
+        if own is None or own.fingerprint != found:
+            source = f" ({own.source})" if own else ""
+            raise ModelMismatch(
+                f"the {self.config.kind} at {self.config.at} was trained on another model",
+                value=f"model {found}",
+                expected=f"model {own.fingerprint if own else 'unknown'}{source}",
+                remedy="load the model that it was trained on, or train a dictionary on this one",
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `weights.safetensors` and `config.json` into `folder`."""
+        from interp.dictionaries.files import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, *, model: HasFingerprint | str) -> Self:
+        """Read what `save` wrote, for the model that it was trained on.
+
+        Args:
+            folder: where `weights.safetensors` and `config.json` are.
+            model: the hooked model, its fingerprint, or `UNCHECKED`.
+
+        Raises:
+            ModelMismatch: it was trained on another model.
+            DictionaryError: a file is missing or says something impossible, or this class has no such kind.
+        """
+        from interp.dictionaries.files import load
+
+        dictionary = load(Path(folder), model=model)
+        if not isinstance(dictionary, cls):
+            raise DictionaryError(
+                f"{folder} holds no {cls.__name__}",
+                value=dictionary.config.kind,
+                expected=" or ".join(cls.kinds),
+                remedy=f"load it as {type(dictionary).__name__}",
+            )
+        return dictionary

@@ -1,0 +1,38 @@
+"""The activations of one micro-batch in training: dense, or only the entries that are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.dictionaries import kernels
+from interp.dictionaries.kernels import Pattern
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Activations with gradients.
+
+    `values` is [batch, n_latents] without a pattern, and the pattern's entries with one. `pre` are the dense
+    pre-activations, kept by the kinds whose penalty needs them.
+    """
+
+    values: Float[Tensor, "..."]
+    pattern: Pattern | None = None
+    pre: Float[Tensor, "batch n_latents"] | None = None
+
+    def decode(self, W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "batch d_out"]:
+        """The weighted sum of decoder rows, without the bias."""
+        if self.pattern is None:
+            return self.values @ W_dec
+        return kernels.decode(self.values, self.pattern, W_dec)
+
+    def fired(self) -> Int[Tensor, "n_latents"]:
+        """In how many tokens of the batch each latent is active."""
+        active = self.values.detach() > 0
+        if self.pattern is None:
+            return active.sum(0)
+        return torch.bincount(self.pattern.latents[active], minlength=self.pattern.n_latents)

@@ -1,0 +1,57 @@
+"""Fold the standardisation of training into the weights, exactly.
+
+Training sees s_in (x - m_in) and s_out (y - m_out). With c = 1 / s_out every pre-activation is multiplied by c, so
+activations come out in the units of y and decoder rows keep their norm:
+
+    W_enc  <- c s_in W_enc                             b_enc <- c b_enc  [- W_enc m_in, when there is no pre-bias]
+    W_dec  <- W_dec                                    thresholds and b_mag <- c (...)
+    W_skip <- c s_in W_skip                            b_dec <- c b_dec + m_out  [- W_skip m_in]
+
+Every kind of activation commutes with a positive scale: which latents are active does not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.dictionaries.base import SparseDictionary
+from interp.dictionaries.config import Normalization
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """x -> scale * (x - mean)."""
+
+    mean: Float[Tensor, "d"]
+    scale: float
+
+
+@torch.no_grad()
+def fold(dictionary: SparseDictionary, source: Standardisation, target: Standardisation) -> SparseDictionary:
+    """The dictionary on raw activations that does what `dictionary` does on standardised ones.
+
+    Args:
+        source: how the inputs were standardised.
+        target: how the targets were; of an SAE it is the same.
+    """
+    normalization = Normalization(scale_in=source.scale, scale_out=target.scale)
+    config = dictionary.config.model_copy(update={"normalization": normalization})
+    folded = type(dictionary)(config).to(dictionary.W_enc.device)
+    folded.load_state_dict(dictionary.state_dict())
+    c = 1 / target.scale
+    folded.W_enc.mul_(c * source.scale)
+    folded.b_enc.mul_(c)
+    folded.activation.rescale_(c)
+    folded.b_dec.mul_(c).add_(target.mean)
+    if not folded.has_pre_bias:
+        shift = folded.W_enc @ source.mean.to(folded.W_enc)
+        folded.b_enc.sub_(shift)
+        folded.activation.shift_(-shift)
+    if folded.W_skip is not None:
+        folded.W_skip.mul_(c * source.scale)
+        folded.b_dec.sub_(folded.W_skip @ source.mean.to(folded.W_skip))
+    return folded

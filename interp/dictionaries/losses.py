@@ -1,0 +1,103 @@
+"""What training minimises, as sums over the tokens of a micro-batch.
+
+    loss = |y - y^|^2 / V  +  warm-up * penalty  +  coefficient * |e - e^|^2 / E
+
+V is the total variance of the target of one token, measured once on the first data, so a sum over tokens does not
+depend on how they were split into micro-batches, and the first term is a fraction of variance unexplained. The penalty
+belongs to the activation. The last term is AuxK (arXiv:2406.04093, A.2): dead latents, with the k_aux = d_out / 2
+largest of their own pre-activations in each token, predict the error e = y - y^ that the live ones leave. E is the
+squared error of one token in the step before, which keeps that term near 1 while the error falls, and is the same in
+every micro-batch. e itself gets no gradient from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.dictionaries import kernels
+from interp.dictionaries.activations import PenaltyInputs
+from interp.dictionaries.base import SparseDictionary
+from interp.dictionaries.codes import Codes
+from interp.dictionaries.kernels import Pattern
+
+
+@dataclass(frozen=True)
+class LossScales:
+    """The constants of a step, the same on every worker.
+
+    `dead` are the latents that AuxK revives, or None when it is off or none are dead.
+    """
+
+    target_variance: float
+    error_variance: float = 1.0
+    penalty: float = 1.0
+    aux: float = 0.0
+    dead: Int[Tensor, "n_dead"] | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over the tokens of a micro-batch; `total` has the gradient."""
+
+    total: Float[Tensor, ""]
+    squared_error: Float[Tensor, ""]
+    penalty: Float[Tensor, ""]
+    aux: Float[Tensor, ""]
+    codes: Codes
+
+
+def losses(
+    dictionary: SparseDictionary,
+    x: Float[Tensor, "batch d_in"],
+    y: Float[Tensor, "batch d_out"],
+    scales: LossScales,
+) -> Losses:
+    """The loss of a dictionary that reads x and should give y."""
+    codes = dictionary.codes(x)
+    error = y - dictionary.add_affine(codes.decode(dictionary.W_dec), x)
+    squared_error = error.square().sum()
+    total = squared_error / scales.target_variance
+    penalty = aux = total.new_zeros(())
+    if (sparsity := _penalty(dictionary, codes, x, y, scales)) is not None:
+        penalty = sparsity.detach()
+        total = total + scales.penalty * sparsity
+    if scales.dead is not None and scales.aux > 0:
+        revival = aux_k(dictionary, x, error.detach(), scales.dead) / scales.error_variance
+        aux = revival.detach()
+        total = total + scales.aux * revival
+    return Losses(total, squared_error.detach(), penalty, aux, codes)
+
+
+def aux_k(
+    dictionary: SparseDictionary,
+    x: Float[Tensor, "batch d_in"],
+    error: Float[Tensor, "batch d_out"],
+    dead: Int[Tensor, "n_dead"],
+) -> Float[Tensor, ""]:
+    """Squared error of predicting `error` from the dead latents' own top k_aux, summed over tokens."""
+    W_enc, W_dec = dictionary.W_enc[dead], dictionary.W_dec[dead]
+    bias = dictionary.encoder_bias()[dead]
+    k_aux = min(dictionary.config.d_out // 2, len(dead))
+    if k_aux == len(dead):
+        return (error - F.linear(x, W_enc, bias).relu() @ W_dec).square().sum()
+    with torch.no_grad():
+        values, indices = F.linear(x, W_enc, bias).topk(k_aux, dim=-1, sorted=False)
+    pattern = Pattern.of_indices(indices, len(dead))
+    activations = kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu()
+    return (error - kernels.decode(activations, pattern, W_dec)).square().sum()
+
+
+def _penalty(
+    dictionary: SparseDictionary, codes: Codes, x: Tensor, y: Tensor, scales: LossScales
+) -> Float[Tensor, ""] | None:
+    def residual_frozen(activations: Tensor) -> Tensor:
+        skip = 0 if dictionary.W_skip is None else x @ dictionary.W_skip.detach().T
+        return y - (activations @ dictionary.W_dec.detach() + dictionary.b_dec.detach() + skip)
+
+    inputs = PenaltyInputs(dictionary.b_enc, dictionary.W_dec, scales.target_variance, residual_frozen)
+    return dictionary.activation.penalty(codes, inputs)

@@ -1,0 +1,106 @@
+"""What a step tells: figures of each dictionary, as JSON lines and as TensorBoard events.
+
+`MetricsLog` survives a resume without a step twice or missing: its rows travel with the checkpoint, and the event file
+is written anew from them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+JSONL, EVENTS = "metrics.jsonl", "tensorboard"
+
+
+@dataclass(frozen=True)
+class DictionaryMetrics:
+    """One dictionary in one step, over the tokens of all workers.
+
+    Attributes:
+        fvu: fraction of the target's variance in this step that is unexplained.
+        l0: active latents of a token.
+        dead: share of the latents that have been silent for `fit.dead_after` tokens.
+        loss: what was minimised, of one token.
+        penalty: its sparsity part, before the warm-up factor.
+        aux: its AuxK part, before the coefficient: about 1 when dead latents explain nothing of the error.
+        lr: learning rate of the step.
+        grad_norm: before clipping.
+    """
+
+    fvu: float
+    l0: float
+    dead: float
+    loss: float
+    penalty: float
+    aux: float
+    lr: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """A step: its number (from 0), its tokens, all tokens so far, and the figures of each dictionary.
+
+    `stop` says that some worker was asked to stop; `tokens_per_s` is this run's rate, 0 when it is not known.
+    """
+
+    step: int
+    tokens: int
+    tokens_seen: int
+    dictionaries: Mapping[str, DictionaryMetrics]
+    stop: bool = False
+    tokens_per_s: float = 0.0
+
+    def to_row(self) -> dict[str, Any]:
+        """What a line of `metrics.jsonl` holds."""
+        figures = {name: asdict(metrics) for name, metrics in self.dictionaries.items()}
+        return {
+            "step": self.step,
+            "tokens": self.tokens_seen,
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "dictionaries": figures,
+        }
+
+
+class MetricsLog:
+    """`metrics.jsonl` and `tensorboard/` in a folder.
+
+    Args:
+        folder: where they go; what is there of an earlier attempt is replaced.
+        rows: the content of `metrics.jsonl` up to the checkpoint that training goes on from.
+    """
+
+    def __init__(self, folder: Path, rows: str = ""):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / JSONL
+        self.path.write_text(rows, encoding="utf-8")
+        shutil.rmtree(folder / EVENTS, ignore_errors=True)
+        self._events = SummaryWriter(str(folder / EVENTS))
+        for line in rows.splitlines():
+            self._add_events(json.loads(line))
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Append a step; the line is on disk when this returns."""
+        row = metrics.to_row()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._add_events(row)
+
+    def rows(self) -> str:
+        """All lines so far: what a checkpoint keeps."""
+        return self.path.read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _add_events(self, row: Mapping[str, Any]) -> None:
+        self._events.add_scalar("tokens_per_s", row["tokens_per_s"], row["step"])
+        for name, figures in row["dictionaries"].items():
+            for figure, value in figures.items():
+                self._events.add_scalar(f"{figure}/{name}", value, row["step"])

@@ -1,0 +1,134 @@
+"""What one fit is: which dictionaries, on which activations, in which steps.
+
+Steps cut the training tokens in order: step s has the tokens from s * batch_tokens, `batch_tokens` of them, and the
+last step what is left. A step is cut into micro-batches of `micro_tokens` (whole contexts), which are dealt to the
+workers in turn. Neither the number of workers nor a resume changes any of these cuts, so they do not change what is
+computed. The micro-batch is part of the study because batchtopk chooses its k * n activations within one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from interp.dictionaries.config import DictionaryConfig, ModelIdentity
+from interp.spec.base import PositiveCount, SpecModel
+from interp.spec.dictionary import TrainedDictionary
+from interp.spec.hookpoints import mlp_pair, mlps, select
+from interp.spec.study import FitSpec, Study
+
+
+class FitTarget(SpecModel):
+    """One dictionary to train: its place in the output is `<name>/<at>`."""
+
+    name: str
+    at: str
+    config: DictionaryConfig
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}/{self.at}"
+
+
+class FitPlan(SpecModel):
+    """Everything that training depends on, the activations aside. It can be written as JSON and read back."""
+
+    targets: tuple[FitTarget, ...] = Field(min_length=1)
+    batch_tokens: PositiveCount
+    micro_tokens: PositiveCount
+    total_tokens: PositiveCount
+    context: PositiveCount
+    seed: int = 0
+    fit: FitSpec = FitSpec()
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hook points whose activations training needs, each once."""
+        return tuple(dict.fromkeys(h for t in self.targets for h in (t.config.hook_in, t.config.hook_out)))
+
+    @property
+    def n_steps(self) -> int:
+        return math.ceil(self.total_tokens / self.batch_tokens)
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens of silence after which a latent counts as dead."""
+        return self.fit.dead_after or max(self.batch_tokens, min(self.total_tokens // 10, 10_000_000))
+
+    def tokens_of(self, step: int) -> range:
+        """The training tokens of a step."""
+        start = step * self.batch_tokens
+        return range(start, min(start + self.batch_tokens, self.total_tokens))
+
+    def micro_batches(self, step: int) -> list[range]:
+        """The step's tokens, cut into micro-batches; only the very last may be short."""
+        tokens = self.tokens_of(step)
+        return [tokens[i : i + self.micro_tokens] for i in range(0, len(tokens), self.micro_tokens)]
+
+    def share(self, step: int, rank: int, world: int) -> list[range]:
+        """The micro-batches of a step that are worker `rank`'s: none, in a short last step, is possible."""
+        return self.micro_batches(step)[rank::world]
+
+
+def fit_plan(
+    study: Study,
+    *,
+    hook_names: Sequence[str],
+    width: Callable[[str], int],
+    model: ModelIdentity,
+    corpus: str | None = None,
+) -> FitPlan:
+    """The plan of a study's dictionaries on a model.
+
+    Args:
+        hook_names: the hook points of the model.
+        width: how wide the activations of a hook point are.
+        model: the model, for the dictionaries to name.
+        corpus: the key of the corpus artifact.
+
+    Raises:
+        HookError: a dictionary's `at` matches nothing.
+    """
+    targets = [
+        FitTarget(name=spec.name, at=at, config=_config(spec, hooks, width, model, corpus))
+        for spec in study.trained
+        for at, hooks in _places(spec, hook_names)
+    ]
+    return FitPlan(
+        targets=tuple(targets),
+        batch_tokens=study.fit.batch_tokens,
+        micro_tokens=study.micro_tokens,
+        total_tokens=study.required_corpus.tokens,
+        context=study.required_corpus.context,
+        seed=study.seed,
+        fit=study.fit,
+    )
+
+
+def _places(spec: TrainedDictionary, hook_names: Sequence[str]) -> list[tuple[str, tuple[str, str]]]:
+    if spec.kind == "sae":
+        return [(at, (at, at)) for at in select(spec.at, hook_names)]
+    return [(at, mlp_pair(at)) for at in select(spec.at, mlps(hook_names))]
+
+
+def _config(
+    spec: TrainedDictionary,
+    hooks: tuple[str, str],
+    width: Callable[[str], int],
+    model: ModelIdentity,
+    corpus: str | None,
+) -> DictionaryConfig:
+    hook_in, hook_out = hooks
+    return DictionaryConfig(
+        kind=spec.kind,
+        hook_in=hook_in,
+        hook_out=hook_out,
+        d_in=width(hook_in),
+        d_out=width(hook_out),
+        n_latents=spec.width(width(hook_in)),
+        activation=spec.activation,
+        model=model,
+        corpus=corpus,
+    )

@@ -1,0 +1,222 @@
+"""The step: micro-batches add to gradients and counters, one all-reduce adds up the workers', Adam moves the weights.
+
+    initialise   once: statistics of the first step's tokens -> how activations are standardised
+    micro        gradients and counters += sums over a micro-batch's tokens, for every dictionary
+    step         all-reduce of one flat vector; then, alike on every worker, and for each dictionary alone:
+                 mean gradient -> without its part along decoder rows -> clipped to `clip_norm` -> Adam -> unit rows
+
+The loss of a step is the sum over its tokens divided by their number, so neither micro-batches nor workers change it.
+Gradients are of d_out times the loss: then, at the usual norm of 1, clipping makes nearly all steps of a run of one
+length, which is what keeps the first, large gradients from slowing Adam for hundreds of steps.
+Random numbers are drawn for the first weights only, from the plan's seed: the state of a run has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.dictionaries import decoder_norm
+from interp.errors import EngineError
+from interp.training.dictionary_set import SCALARS, DictionarySet, FittedDictionary
+from interp.training.flat import TrainingBuffers
+from interp.training.metrics import DictionaryMetrics, StepMetrics
+from interp.training.plan import FitPlan
+from interp.training.schedule import decay, default_lr, warm_up
+from interp.training.session import Activations
+from interp.training.statistics import HookStatistics, first_data
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def alone(flat: Tensor) -> None:
+    """The all-reduce of a single worker."""
+
+
+class Trainer:
+    """Trains the dictionaries of a plan on what `micro` is given.
+
+    Attributes:
+        step_index: the step that comes next.
+        tokens_seen: tokens of all workers so far.
+        statistics: of the first data, by hook point; None before `initialise`.
+    """
+
+    def __init__(
+        self,
+        plan: FitPlan,
+        dictionaries: DictionarySet,
+        rank: int = 0,
+        world: int = 1,
+        all_reduce: Callable[[Tensor], None] = alone,
+    ):
+        self.plan, self.dictionaries, self.rank, self.world = plan, dictionaries, rank, world
+        self.all_reduce = all_reduce
+        self.step_index = self.tokens_seen = 0
+        self.statistics: dict[str, HookStatistics] | None = None
+        self.buffers = TrainingBuffers(dictionaries)
+        groups = [group for member in dictionaries for group in self.buffers.groups(member)]
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True)
+
+    def initialise(self, micros: Sequence[Activations]) -> None:
+        """Take the statistics of this worker's share of the first step, and of the others'; on every worker."""
+        self.statistics = first_data(
+            micros,
+            self.dictionaries.widths(),
+            normalize=self.plan.fit.normalize == "rms",
+            device=self.dictionaries.device,
+            all_reduce=self.all_reduce,
+        )
+        for member in self.dictionaries:
+            member.start(self.statistics)
+
+    def micro(self, acts: Activations) -> None:
+        """Add one micro-batch of raw activations to the step."""
+        statistics = self._started()
+        standardised = {hook: known.standardise(acts[hook]) for hook, known in statistics.items()}
+        penalty = warm_up(self.step_index, self.plan.n_steps, self.plan.fit.warmup)
+        for member in self.dictionaries:
+            member.micro(standardised, self.buffers.counters(member), penalty)
+        self.buffers.tokens.add_(len(next(iter(acts.values()))))
+
+    def step(self, stop: bool = False) -> StepMetrics:
+        """End the step; on every worker. `stop` asks all of them to stop after it.
+
+        Raises:
+            EngineError: the workers had no tokens, or a loss is not finite.
+        """
+        self._started()
+        self.buffers.stop.fill_(float(stop))
+        self.all_reduce(self.buffers.sums)
+        tokens, stops = int(self.buffers.tokens.item()), self.buffers.stop.item()
+        if not tokens:
+            raise EngineError(f"step {self.step_index} had no tokens")
+        metrics = {member.key: self._finish(member, tokens) for member in self.dictionaries}
+        self.optimizer.step()
+        for member in self.dictionaries:
+            member.constrain_()
+        self.buffers.sums.zero_()
+        self.tokens_seen += tokens
+        self.step_index += 1
+        return StepMetrics(self.step_index - 1, tokens, self.tokens_seen, metrics, stops > 0)
+
+    # --- what a resume needs
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the steps to come depend on: tensors, and values that JSON holds exactly."""
+        statistics = self._started()
+        tensors = {f"mean/{hook}": known.mean for hook, known in statistics.items()}
+        for member in self.dictionaries:
+            tensors |= {f"{member.key}/{name}": value for name, value in member.state().items()}
+        for index, group in enumerate(self.optimizer.param_groups):
+            moments = self.optimizer.state[group["params"][0]]
+            tensors |= {f"adam/{index}/{name}": moments[name] for name in moments}
+        values = {
+            "plan": _identity(self.plan),
+            "step": self.step_index,
+            "tokens_seen": self.tokens_seen,
+            "hooks": {hook: {"scale": known.scale, "variance": known.variance} for hook, known in statistics.items()},
+            "error_variance": {member.key: member.error_variance for member in self.dictionaries},
+        }
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+            EngineError: it is the state of another plan.
+        """
+        if values["plan"] != _identity(self.plan):
+            raise EngineError(
+                "a checkpoint belongs to another fit",
+                value=_first_difference(values["plan"], _identity(self.plan)),
+                remedy="remove the checkpoint, or go back to the study that made it",
+            )
+        device = self.dictionaries.device
+        self.statistics = {
+            hook: HookStatistics(tensors[f"mean/{hook}"].to(device), known["scale"], known["variance"])
+            for hook, known in values["hooks"].items()
+        }
+        for member in self.dictionaries:
+            member.start(self.statistics)
+            member.load_state({name: tensors[f"{member.key}/{name}"] for name in member.state()})
+            member.error_variance = values["error_variance"][member.key]
+        for index, group in enumerate(self.optimizer.param_groups):
+            prefix = f"adam/{index}/"
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            self.optimizer.state[group["params"][0]] = {name: t.to(device) for name, t in own.items()}
+        self.step_index, self.tokens_seen = values["step"], values["tokens_seen"]
+        self.buffers.sums.zero_()
+
+    # --- parts of a step
+
+    def _finish(self, member: FittedDictionary, tokens: int) -> DictionaryMetrics:
+        """Ready one dictionary's gradient for Adam, take in its counters, and say how it does."""
+        counters = self.buffers.counters(member)
+        norm, lr = self._ready_gradient(member, tokens), self._set_lr(member)
+        sums = dict(zip(SCALARS, (counters["scalars"].double() / tokens).tolist(), strict=True))
+        if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
+            raise EngineError(
+                f"the loss of {member.key} is not finite in step {self.step_index}",
+                value=f"loss {sums['loss']}, gradient norm {norm}",
+                remedy="lower fit.lr, or look for activations that are not finite",
+            )
+        off_centre = (counters["target_sum"].double() / tokens).square().sum().item()
+        member.error_variance = sums["squared_error"]
+        member.count(counters["fired"], tokens)
+        member.dictionary.activation.learn(counters["seen"], self.step_index)
+        return DictionaryMetrics(
+            fvu=sums["squared_error"] / (sums["target_square"] - off_centre),
+            l0=counters["fired"].sum(dtype=torch.float64).item() / tokens,
+            dead=len(member.dead) / member.target.config.n_latents,
+            loss=sums["loss"],
+            penalty=sums["penalty"],
+            aux=sums["aux"],
+            lr=lr,
+            grad_norm=norm,
+        )
+
+    def _ready_gradient(self, member: FittedDictionary, tokens: int) -> float:
+        gradient = self.buffers.gradient(member)
+        gradient.mul_(member.target.config.d_out / tokens)
+        if self.step_index == 0 and (first := member.dictionary.b_dec.grad) is not None:
+            # b_dec is at the mean of these very tokens: its gradient is rounding, of which Adam would make full steps.
+            first.zero_()
+        weights = member.dictionary.W_dec
+        if member.dictionary.unit_decoder and weights.grad is not None:
+            decoder_norm.project_out_(weights.grad, weights.data)
+        norm = gradient.norm().item()
+        limit = self.plan.fit.clip_norm
+        if limit is not None and norm > limit:
+            gradient.mul_(limit / norm)
+        return norm
+
+    def _set_lr(self, member: FittedDictionary) -> float:
+        fit, step, n_steps = self.plan.fit, self.step_index, self.plan.n_steps
+        lr = fit.lr or default_lr(member.target.config.n_latents, n_steps)
+        lr *= warm_up(step, n_steps, fit.warmup) * decay(step, n_steps, fit.decay)
+        for group in self.optimizer.param_groups:
+            if group["key"] == member.key:
+                group["lr"] = lr * group["multiplier"]
+        return lr
+
+    def _started(self) -> dict[str, HookStatistics]:
+        if self.statistics is None:
+            raise EngineError("training has no statistics yet", remedy="call initialise or load_state first")
+        return self.statistics
+
+
+def _identity(plan: FitPlan) -> dict[str, Any]:
+    """The plan without what cannot change a result."""
+    from interp.spec.canonical import key_spec
+
+    return {**plan.model_dump(mode="json", exclude={"fit"}), "fit": key_spec(plan.fit)}
+
+
+def _first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    names = [name for name in expected if found.get(name) != expected[name]]
+    return f"they differ in {', '.join(names)}"

@@ -1,0 +1,186 @@
+"""The loop: a resume is the uninterrupted run, nothing is reported twice, and the result can be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from training_cases import plan_of, planted, run, target
+
+from interp.dictionaries import load_dictionaries
+from interp.errors import EngineError
+from interp.training import FitPlan, InMemorySession, fit_loop
+from interp.training.session import Activations
+
+assert RecordWriter
+
+ACTS = planted(500)
+TARGETS = [
+    target("sae", {"type": "topk", "k": 3}, name="a"),
+    target("skip-transcoder", {"type": "batchtopk", "k": 3}, name="b"),
+    target("sae", {"type": "jumprelu"}, name="c"),
+    target("transcoder", {"type": "gated"}, name="d"),
+]
+PLAN = plan_of(*TARGETS, total=500, checkpoint_every=128, dead_after=64)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+class KilledSession(InMemorySession):
+    """Dies when step `at` is about to begin."""
+
+    at = 5
+
+    def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
+        for step, micros in super().batches(start_step):
+            if step == self.at:
+                raise Killed
+            yield step, micros
+
+
+def finished(tmp_path: Path, plan: FitPlan = PLAN) -> Path:
+    assert fit_loop(InMemorySession(plan, ACTS, tmp_path / "whole"), plan)
+    return tmp_path / "whole"
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in found]
+
+
+def event_steps(folder: Path, tag: str) -> list[int]:
+    """Steps of a scalar in the TensorBoard file, read as TFRecords."""
+    (path,) = (folder / "tensorboard").iterdir()
+    content, steps = path.read_bytes(), []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        steps += [event.step for value in event.summary.value if value.tag == tag]
+        content = content[12 + length + 4 :]
+    return steps
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 5, 7])
+def test_a_killed_run_that_resumes_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, at: int) -> None:
+    whole = finished(tmp_path)
+    session = KilledSession(PLAN, ACTS, tmp_path / "resumed")
+    session.at = at
+    with pytest.raises(Killed):
+        fit_loop(session, PLAN)
+    again = InMemorySession(PLAN, ACTS, tmp_path / "resumed")
+    begin = again.load_checkpoint()
+    assert (begin is None) == (at < 2), "a checkpoint every two steps"
+    assert fit_loop(again, PLAN)
+    for path in whole.rglob("*.safetensors"):
+        ours, theirs = load_file(tmp_path / "resumed" / path.relative_to(whole)), load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert rows(tmp_path / "resumed") == rows(whole)
+    assert [row["step"] for row in rows(whole)] == list(range(8))
+    assert event_steps(tmp_path / "resumed", f"fvu/{TARGETS[0].key}") == list(range(8))
+    last = [sorted(folder.with_name(f"{folder.name}.checkpoints").iterdir())[-1] for folder in (whole, again.output)]
+    states = [load_file(folder / "state.safetensors") for folder in last]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_result_reads_raw_activations(tmp_path: Path) -> None:
+    whole = finished(tmp_path)
+    trainer, _ = run(PLAN, ACTS)
+    assert trainer.statistics is not None
+    expected = trainer.dictionaries.folded(trainer.statistics)
+    found = load_dictionaries(whole, model="abc123")
+    assert list(found) == [t.key for t in TARGETS]
+    for key, dictionary in found.items():
+        x = ACTS[dictionary.config.hook_in]
+        assert torch.equal(dictionary(x), expected[key](x))
+        assert dictionary.config.normalization.scale_in != 1
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["tokens"], summary["steps"]) == (500, 8)
+    assert list(summary["dictionaries"]) == [t.key for t in TARGETS]
+    assert all(0 < figures["fvu"] < 1 for figures in summary["dictionaries"].values())
+
+
+def test_a_finished_run_only_exports_again(tmp_path: Path) -> None:
+    whole = finished(tmp_path)
+    before = load_file(whole / "a/layers.0.resid_post/weights.safetensors")
+    session = InMemorySession(PLAN, ACTS, whole)
+    assert fit_loop(session, PLAN)
+    assert session.reports == []
+    after = load_file(whole / "a/layers.0.resid_post/weights.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
+    class Stopped(InMemorySession):
+        def should_stop(self) -> bool:
+            return True
+
+    assert not fit_loop(Stopped(PLAN, ACTS, tmp_path / "out"), PLAN)
+    assert not (tmp_path / "out" / "summary.json").exists()
+    session = InMemorySession(PLAN, ACTS, tmp_path / "out")
+    assert fit_loop(session, PLAN)
+    assert [m.step for m in session.reports] == list(range(1, 8))
+    assert rows(tmp_path / "out") == rows(finished(tmp_path))
+
+
+def drop(step: int, micros: Sequence[Activations]) -> tuple[int, Sequence[Activations]]:
+    return step, micros[1:] if step == 2 else micros
+
+
+def double(step: int, micros: Sequence[Activations]) -> tuple[int, Sequence[Activations]]:
+    return step, [*micros, micros[0]] if step == 2 else micros
+
+
+def skip(step: int, micros: Sequence[Activations]) -> tuple[int, Sequence[Activations]]:
+    return step + (step > 1), micros
+
+
+@pytest.mark.parametrize(("fault", "message"), [(drop, "wrong number"), (double, "wrong number"), (skip, "order")])
+def test_tokens_lost_or_doubled_are_an_error(
+    tmp_path: Path, fault: Callable[[int, Sequence[Activations]], tuple[int, Sequence[Activations]]], message: str
+) -> None:
+    class Faulty(InMemorySession):
+        def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
+            for step, micros in super().batches(start_step):
+                yield fault(step, micros)
+
+    with pytest.raises(EngineError, match=message):
+        fit_loop(Faulty(PLAN, ACTS, tmp_path / "out"), PLAN)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_activations_that_end_early_are_an_error(tmp_path: Path) -> None:
+    class Short(InMemorySession):
+        def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
+            for step, micros in super().batches(start_step):
+                if step < 6:
+                    yield step, micros
+
+    with pytest.raises(EngineError, match="ended early"):
+        fit_loop(Short(PLAN, ACTS, tmp_path / "out"), PLAN)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
+    finished(tmp_path)
+    for other in (PLAN.model_copy(update={"seed": 1}), plan_of(*TARGETS, total=500, lr=0.1, checkpoint_every=128)):
+        with pytest.raises(EngineError, match="another fit"):
+            fit_loop(InMemorySession(other, ACTS, tmp_path / "whole"), other)
+    workers = PLAN.model_copy(update={"fit": PLAN.fit.model_copy(update={"checkpoint_every": 999})})
+    assert fit_loop(InMemorySession(workers, ACTS, tmp_path / "whole"), workers), "how often it saves changes nothing"
+
+
+def test_a_torn_checkpoint_is_an_error(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (last,) = sorted((tmp_path / "whole.checkpoints").iterdir())[-1:]
+    state = last / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(EngineError, match="cannot be read"):
+        fit_loop(InMemorySession(PLAN, ACTS, tmp_path / "whole"), PLAN)
