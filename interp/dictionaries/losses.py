@@ -7,7 +7,8 @@ depend on how they were split into micro-batches, and the first term is a fracti
 belongs to the activation. The last term is AuxK (arXiv:2406.04093, A.2): dead latents, with the k_aux = d_out / 2
 largest of their own pre-activations in each token, predict the error e = y - y^ that the live ones leave. E is the
 squared error of one token in the step before, which keeps that term near 1 while the error falls, and is the same in
-every micro-batch. e itself gets no gradient from it.
+every micro-batch. e itself gets no gradient from it. A dead latent whose pre-activation is never positive gets none
+either: AuxK brings back latents that are too weak to be chosen.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def fit_cost(study: Study, shape: ModelShape, places: Sequence[Place]) -> Cost:
     width = sum(shape.width(hook) for hook in hooks)
     weights = shape.parameters_to(last) * element
     parameters = sum(place.parameters for place in places)
-    flops = tokens * (shape.flops_to(last, study.required_corpus.context) + sum(3 * _forward(place) for place in places))
+    flops = tokens * (
+        shape.flops_to(last, study.required_corpus.context) + sum(3 * _forward(place) for place in places)
+    )
     moved = tokens * (_TOKEN + width * element) + weights + _FP32 * parameters
     harvester = weights + study.micro_tokens * element * (width + _working_set(shape, last))
     held = study.fit.batch_tokens // study.fit.workers * width * element

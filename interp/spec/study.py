@@ -68,7 +68,7 @@ class CorpusSpec(SpecModel):
 
 
 class FitSpec(SpecModel):
-    """How dictionaries are trained. Optimiser defaults follow the field's published ones (see training.step)."""
+    """How dictionaries are trained: the field's optimiser defaults, see `interp.training.schedule`."""
 
     batch_tokens: PositiveCount = Field(default=8192, description="tokens in one optimiser step, over all workers")
     micro_tokens: PositiveCount | None = Field(

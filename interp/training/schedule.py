@@ -3,8 +3,8 @@
 The peak is the field's 2e-4 / sqrt(latents / 2^14) (arXiv:2406.04093 found the exponent; sparsify and
 dictionary_learning use the constant) where a run has 10^4 steps or more. A shorter one takes larger steps, in
 proportion to sqrt(10^4 / steps), so that the way its weights can go, steps * lr, does not shrink as fast as the run:
-found on the built-in model with runs of 100 to 310 steps, where the best rate was 10 to 6 times the field's, and twice
-the best rate left 10 to 20 % of the latents dead.
+found on the built-in model with runs of 100 to 310 steps, where the best rate was 10 to 5 times the field's, and twice
+the best rate left 5 to 20 % of the latents dead.
 
 Warm-up and decay are linear over the first 5 % and the last 20 % of the steps (Anthropic, circuits updates of April
 2024); sparsity penalties warm up with the rate.

@@ -30,7 +30,7 @@ from interp.sources.builtin import (
 
 DIRECTORY = builtin_model_path("tiny-split-llama")
 ROOT = Path(__file__).resolve().parents[2]
-BITS_PER_BYTE_BELOW = 1.40
+BITS_PER_BYTE_BELOW = 1.25
 COPY_AT_LEAST = 0.60
 
 

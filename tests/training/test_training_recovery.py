@@ -23,8 +23,8 @@ TOPK = {"type": "topk", "k": 2}
         ("skip-transcoder", TOPK, 0.08, 2.0, 0.6),
         ("sae", {"type": "batchtopk", "k": 2}, 0.1, 2.3, 0.95),
         ("sae", {"type": "relu", "l1": 0.5}, 0.1, 7.0, 0.95),
-        ("sae", {"type": "jumprelu", "l0": 0.01}, 0.1, 6.0, 0.75),
-        ("sae", {"type": "gated", "l1": 1.0}, 0.1, 7.0, 0.8),
+        ("sae", {"type": "jumprelu", "l0": 0.02}, 0.1, 6.0, 0.75),
+        ("sae", {"type": "gated", "l1": 2.0}, 0.1, 4.0, 0.9),
     ],
 )
 def test_planted_directions_are_found(

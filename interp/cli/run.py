@@ -1,0 +1,154 @@
+"""`interp run` and `interp trace`: a study, on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.cli.console import human, print_json, print_line, print_table
+from interp.cli.export import export_results
+from interp.cli.watch import open_watcher
+from interp.errors import SpecError
+from interp.spec.loading import load_study
+
+if TYPE_CHECKING:
+    from interp.plan import Plan
+    from interp.spec.study import Study
+    from interp.stages.runner import RunSummary, StageSummary
+    from interp.store import Store
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="a study in YAML")]
+EngineName = Annotated[str, typer.Option("--engine", help="ray: processes of their own; inprocess: all in this one")]
+StoreUrl = Annotated[str | None, typer.Option("--store", help="another store than the study's")]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="also copy the results into this folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, and no progress")]
+
+_KEY_SHOWN = 12
+
+
+def run(
+    study: StudyFile, engine: EngineName = "ray", store: StoreUrl = None, out: OutFolder = None, as_json: AsJson = False
+) -> None:
+    """Run a study on this machine; finished stages are not run again.
+
+    A run that was interrupted goes on where it stopped: an interrupted fit from its last checkpoint, a trace with the
+    prompts that are left.
+    """
+    run_study_file(study, engine=engine, store=store, export=out, as_json=as_json)
+
+
+def trace(
+    study: StudyFile,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be repeated")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="a .txt, .jsonl or .parquet file or URL")] = None,
+    engine: EngineName = "ray",
+    store: StoreUrl = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trace prompts with the dictionaries of a study, which must be there already.
+
+    Without --prompt or --prompts: the study's own prompts.
+    """
+    if prompt and prompts:
+        raise SpecError("--prompt and --prompts are both given", remedy="give one of them")
+    wanted = tuple(prompt) if prompt else prompts
+    _run(_traced_only(load_study(study), wanted), engine, store, out, as_json, fitted=True)
+
+
+def run_study_file(
+    path: Path, *, engine: str = "ray", store: str | None = None, export: Path | None = None, as_json: bool = False
+) -> None:
+    """Load a study, run it, say what came out.
+
+    Raises:
+        InterpError: the study is not valid, or a stage failed.
+    """
+    _run(load_study(path), engine, store, export, as_json)
+
+
+def _run(
+    study: Study, engine: str, store_url: str | None, export: Path | None, as_json: bool, fitted: bool = False
+) -> None:
+    from interp.engine import open_engine
+    from interp.plan import make_plan
+    from interp.stages.runner import run_plan
+    from interp.store import Store
+
+    store = Store.open(store_url or study.store)
+    plan = make_plan(study, store)
+    if fitted:
+        _require_fitted(plan)
+    watcher = open_watcher(quiet=as_json)
+    try:
+        summary = run_plan(plan, store, lambda: open_engine(engine), watcher)
+    finally:
+        if watcher is not None:
+            watcher.close()
+    exported = export_results(summary, store, export) if export else []
+    if as_json:
+        print_json({**asdict(summary), "exported": [str(path) for path in exported]})
+    else:
+        _print_summary(summary, store, exported)
+
+
+def _traced_only(study: Study, prompts: tuple[str, ...] | str | None) -> Study:
+    """The study with these prompts, and without what tracing does not need."""
+    data: dict[str, Any] = study.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    data.pop("evaluate", None)
+    if prompts is not None:
+        data["trace"] = {**data.get("trace", {}), "prompts": prompts}
+    if "trace" not in data:
+        raise SpecError(
+            "the study has no part `trace`", value=study.metadata.name, remedy="give --prompt or --prompts, or add one"
+        )
+    return type(study).model_validate(data)
+
+
+def _require_fitted(plan: Plan) -> None:
+    fit = plan.stage("fit")
+    if fit is not None and not fit.cached:
+        raise SpecError(
+            "the study's dictionaries are not fitted yet",
+            value=f"fit {fit.key[:_KEY_SHOWN]}",
+            remedy="run the study first: interp run STUDY",
+        )
+
+
+def _print_summary(summary: RunSummary, store: Store, exported: list[Path]) -> None:
+    rows = [
+        (
+            stage.stage,
+            stage.key[:_KEY_SHOWN],
+            "cached" if stage.cached else f"{stage.seconds:.1f} s",
+            _figures(stage),
+        )
+        for stage in summary.stages
+    ]
+    print_table(["stage", "key", "took", "what came out"], rows, right=["took"])
+    print_line(f"{summary.seconds:.1f} s in all. Where to look:")
+    for stage in summary.stages:
+        print_line(f"  {stage.stage:<9} {stage.url}  ({_LOOK.get(stage.stage, '')})")
+    for path in exported:
+        print_line(f"  copied to {path}")
+
+
+_LOOK = {
+    "corpus": "tokens, packed",
+    "fit": "one folder a dictionary, metrics.jsonl, tensorboard",
+    "evaluate": "evaluation.json, evaluation.parquet",
+    "trace": "graphs/*.json, index.jsonl, failed.jsonl",
+}
+
+
+def _figures(stage: StageSummary) -> str:
+    parts = []
+    for name, value in stage.figures.items():
+        if isinstance(value, float):
+            parts.append(f"{name} {value:.2e}" if name == "residual" else f"{name} {value:.3g}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            parts.append(f"{name} {human(value) if value else 0}")
+    return "  ".join(parts)

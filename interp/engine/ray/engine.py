@@ -1,0 +1,61 @@
+"""The engine that runs a study's work as processes of a Ray cluster: this machine's own, or one that is joined."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec
+from interp.engine.job import FitJob
+from interp.engine.ray.session import OBJECT_STORE_BYTES, start
+from interp.engine.resources import share
+
+
+class RayEngine:
+    """See `interp.engine.base.Engine`; `cpus`, `gpus` and `object_store_bytes` as in `session.start`."""
+
+    def __init__(
+        self, *, cpus: int | None = None, gpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES
+    ):
+        self._session = start(cpus=cpus, gpus=gpus, object_store_bytes=object_store_bytes)
+
+    @property
+    def cores(self) -> int:
+        return self._session.capacity.cores
+
+    def map_ordered(
+        self, worker: WorkerSpec[T, R], batches: Iterable[T], *, actors: int = 1, device: Device = "cpu"
+    ) -> Generator[R]:
+        from interp.engine.ray.streams import map_ordered
+
+        each = share(self._session.capacity, actors, device, f"a stream with {actors} actors")
+        return map_ordered(worker, batches, actors, each)
+
+    def pool(
+        self,
+        worker: WorkerSpec[T, R],
+        items: Iterable[T],
+        *,
+        min_actors: int = 1,
+        max_actors: int = 1,
+        retries: int = 2,
+        device: Device = "cpu",
+    ) -> Generator[Outcome[R]]:
+        from interp.engine.ray.pool import Pool
+
+        each = share(self._session.capacity, max_actors, device, f"a pool of {max_actors} actors")
+        run = Pool(worker, items, smallest=min_actors, largest=max_actors, retries=retries, share=each)
+        return run.outcomes()
+
+    def fit(self, job: FitJob, progress: Progress) -> None:
+        from interp.engine.ray.fit import fit
+
+        fit(job, self._session, progress)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,181 @@
+"""Start Ray for one run, or join the cluster that RAY_ADDRESS names.
+
+Embedded Ray is private: a token made for this run guards its ports (they listen on all interfaces, whatever one asks),
+its files are in a folder of its own, and only what was started here is stopped. It is also quiet: what goes wrong
+comes back as an exception, so Ray's own lines stay in its log folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from interp.engine.lazy import available_cores
+from interp.engine.resources import Capacity
+from interp.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 512 << 20
+"""Shared memory for what flows between processes; streams hold back when it fills up."""
+
+_LONGEST_TEMP = 40
+"""Ray's socket paths are 66 characters longer than its folder, and may have 107."""
+
+_PREFIX = "interp-ray-"
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # A dead worker is noticed within half a second, and a slow start is no failure.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
+_EMBEDDED = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+@dataclass
+class Session:
+    """A connection to Ray.
+
+    Attributes:
+        folder: where an embedded Ray keeps its sockets and logs; None if it was not started here.
+    """
+
+    capacity: Capacity
+    folder: Path | None
+    embedded: bool
+    _lock: IO[str] | None = None
+
+    def close(self) -> None:
+        """Stop what was started here; a cluster that was joined stays as it is."""
+        import ray
+
+        ray.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+
+def start(*, cpus: int | None = None, gpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> Session:
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine.
+
+    Args:
+        cpus: logical CPUs to declare here; by default twice the cores, and four at least.
+        gpus: GPUs to declare here; by default what Ray finds.
+
+    Raises:
+        EngineError: Ray does not start, or the cluster cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    if address:
+        return _join(address)
+    os.environ.update(_EMBEDDED)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    cores = available_cores()
+    logical = max(4, 2 * cores) if cpus is None else cpus
+    _remove_leftovers()
+    folder, lock = _folder()
+    options: dict[str, Any] = {"num_cpus": logical, "_temp_dir": str(folder), "object_store_memory": object_store_bytes}
+    if gpus is not None:
+        options["num_gpus"] = gpus
+    # address="local": without it Ray joins whatever cluster is around.
+    _init(address="local", include_dashboard=False, **options)
+    found = _resources()
+    return Session(Capacity(cores, logical, found.get("GPU", 0.0)), folder, True, lock)
+
+
+def _join(address: str) -> Session:
+    _init(address=address)
+    found = _resources()
+    cpus = found.get("CPU", 0.0)
+    return Session(Capacity(max(1, int(cpus)), cpus, found.get("GPU", 0.0), elastic=True), None, False)
+
+
+def _init(**options: Any) -> None:
+    import ray
+
+    if ray.is_initialized():
+        raise EngineError(
+            "this process is connected to Ray already",
+            value=ray.get_runtime_context().gcs_address,
+            expected="one engine at a time",
+            remedy="close the other engine, or call ray.shutdown() first",
+        )
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with _held_back_stderr() as noise:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        except (RuntimeError, ConnectionError, TimeoutError, OSError, ValueError) as error:
+            raise EngineError(
+                "Ray does not start" if options["address"] == "local" else "the Ray cluster cannot be reached",
+                value=f"{type(error).__name__}: {error} {noise()}".strip(),
+                expected="a free /dev/shm, some memory and ports" if options["address"] == "local" else "RAY_ADDRESS",
+                remedy="look at the message; the in-process engine (--engine inprocess) needs no Ray",
+            ) from error
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    return dict(ray.cluster_resources())
+
+
+@contextlib.contextmanager
+def _held_back_stderr() -> Iterator[Any]:
+    """Keep what native code writes to the terminal while Ray starts; it is shown if the start fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile(mode="w+") as kept, contextlib.ExitStack() as stack:
+        try:
+            terminal = os.dup(2)
+        except OSError:  # there is no stderr to hold back
+            yield lambda: ""
+            return
+        stack.callback(os.close, terminal)
+        os.dup2(kept.fileno(), 2)
+        stack.callback(os.dup2, terminal, 2)
+
+        def noise() -> str:
+            kept.seek(0)
+            return kept.read()[-2000:]
+
+        yield noise
+
+
+def _folder() -> tuple[Path, IO[str]]:
+    """A new folder with a locked file in it: the lock goes when this process does."""
+    base = tempfile.gettempdir()
+    if len(base) + len(_PREFIX) + 12 > _LONGEST_TEMP:
+        base = "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    lock = (folder / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return folder, lock
+
+
+def _remove_leftovers() -> None:
+    """Delete the folders of runs that were killed: nobody holds their locks any more."""
+    for base in {tempfile.gettempdir(), "/tmp"}:
+        for folder in Path(base).glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""How the processes of a job share a machine or a cluster; whether they fit is decided before anything starts.
+
+Pure arithmetic. An actor gets one logical CPU where there are enough, else an equal share of what there is; all
+actors of a job run at the same time, so a job that cannot hold them all at once would wait for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from interp.engine.base import Device
+from interp.errors import EngineError
+
+RESERVE = 0.5
+"""Logical CPUs that are left to what Ray runs beside the actors: without them a stream could not read its source."""
+
+SMALLEST_SHARE = 0.2
+"""Of a logical CPU. With less than that to each, processes spend their time waiting for one another."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What there is: processor cores, the CPUs and GPUs that may be reserved, and whether more nodes can be added."""
+
+    cores: int
+    cpus: float
+    gpus: float = 0
+    elastic: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each process of a job gets: reserved CPUs and GPUs, and how many threads torch may use."""
+
+    cpus: float
+    gpus: float
+    threads: int
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+def share(capacity: Capacity, processes: int, device: Device, what: str) -> Share:
+    """An equal share for each of `processes` that must run at the same time.
+
+    Raises:
+        EngineError: they do not fit, with the numbers; `what` names them.
+    """
+    cuda = device == "cuda" or (device == "auto" and capacity.gpus > 0)
+    if cuda and not capacity.gpus and not capacity.elastic:
+        raise EngineError(
+            "this work asks for GPUs and there are none",
+            value=f"device={device}, {capacity.gpus:g} GPUs",
+            expected="at least one GPU",
+            remedy="set fit.device to cpu or auto, or run it where there is a GPU",
+        )
+    cpus = 1.0 if capacity.elastic else min(1.0, _floor((capacity.cpus - RESERVE) / processes))
+    if cpus < SMALLEST_SHARE:
+        raise EngineError(
+            "the work does not fit on this machine",
+            value=f"{what}: {processes} processes on {capacity.cpus:g} logical CPUs ({capacity.cores} cores)",
+            expected=f"at most {int((capacity.cpus - RESERVE) / SMALLEST_SHARE)} processes at once",
+            remedy="lower fit.workers, fit.harvesters or trace.actors.max, or use a larger machine",
+        )
+    gpus = 0.0
+    if cuda:
+        gpus = 1.0 if capacity.elastic or processes <= capacity.gpus else 1 / math.ceil(processes / capacity.gpus)
+    return Share(cpus, _floor(gpus), max(1, capacity.cores // processes))
+
+
+def _floor(value: float) -> float:
+    """Down to what Ray can count: hundredths."""
+    return math.floor(value * 100) / 100

@@ -1,0 +1,122 @@
+"""Run a plan: stage by stage, what is cached is skipped. The same function serves this machine and a cluster's driver.
+
+A stage's artifact is committed when the stage returns; when it raises, its scratch stays in the store, and the next
+run of the same plan goes on from there. The engine is opened by the first stage that asks it for something, so a run
+in which everything is cached starts no process, and it is closed when the last stage has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from interp.engine.lazy import LazyEngine
+from interp.stages import load_stage
+from interp.stages.context import StageContext
+from interp.stages.headlines import headline
+
+if TYPE_CHECKING:
+    from interp.engine.base import Engine
+    from interp.plan import Plan, PlannedStage
+    from interp.store import Artifact, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What became of one stage.
+
+    Attributes:
+        cached: it was there before.
+        seconds: that it took; 0 when cached.
+        figures: its headline numbers, by name (`interp.stages.headlines`).
+        url: where its artifact is.
+    """
+
+    stage: str
+    key: str
+    cached: bool
+    seconds: float
+    url: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of a plan."""
+
+    stages: tuple[StageSummary, ...]
+    seconds: float
+
+    def stage(self, name: str) -> StageSummary | None:
+        return next((summary for summary in self.stages if summary.stage == name), None)
+
+
+class Watcher(Protocol):
+    """Told how a run goes."""
+
+    def began(self, stage: PlannedStage) -> None:
+        """A stage that is not cached begins."""
+        ...
+
+    def progressed(self, stage: PlannedStage, step: str, figures: Mapping[str, Any]) -> None:
+        """How far it is: figures such as `done`, `total`, `unit`, `rate`, `fvu`."""
+        ...
+
+    def ended(self, summary: StageSummary) -> None:
+        """A stage is done, or was cached."""
+        ...
+
+
+class NobodyWatches:
+    """A `Watcher` that says nothing."""
+
+    def began(self, stage: PlannedStage) -> None: ...
+
+    def progressed(self, stage: PlannedStage, step: str, figures: Mapping[str, Any]) -> None: ...
+
+    def ended(self, summary: StageSummary) -> None: ...
+
+
+def run_plan(
+    plan: Plan, store: Store, engine_factory: Callable[[], Engine], progress: Watcher | None = None
+) -> RunSummary:
+    """Make every artifact of a plan that the store does not have.
+
+    Raises:
+        InterpError: what a stage raised; the stages before it are finished, and its own work up to here is kept.
+    """
+    watcher = progress or NobodyWatches()
+    started, summaries = time.monotonic(), []
+    with LazyEngine(engine_factory) as engine:
+        for stage in plan.stages:
+            summaries.append(_run_stage(plan, stage, store, engine, watcher))
+            watcher.ended(summaries[-1])
+    return RunSummary(tuple(summaries), time.monotonic() - started)
+
+
+def _run_stage(plan: Plan, stage: PlannedStage, store: Store, engine: Engine, watcher: Watcher) -> StageSummary:
+    # Not `stage.cached`: that was when the plan was made, and another driver may have finished it since.
+    if store.has(stage.stage, stage.key):
+        return _summary(store.get(stage.stage, stage.key), cached=True, seconds=0.0)
+    watcher.began(stage)
+    started = time.monotonic()
+    context = StageContext(
+        plan.study,
+        stage,
+        engine,
+        store,
+        lambda step, /, **figures: watcher.progressed(stage, step, figures),
+    )
+    inputs = {role: store.get(*place) for role, place in stage.input_artifacts().items()}
+    with store.create(stage.stage, stage.key, spec=stage.spec, inputs=stage.inputs) as out:
+        load_stage(stage.stage).run(context, inputs, out)
+    return _summary(store.get(stage.stage, stage.key), cached=False, seconds=time.monotonic() - started)
+
+
+def _summary(artifact: Artifact, *, cached: bool, seconds: float) -> StageSummary:
+    return StageSummary(artifact.stage, artifact.key, cached, seconds, artifact.url, headline(artifact))

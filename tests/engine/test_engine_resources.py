@@ -1,0 +1,51 @@
+"""Processes that do not fit are refused before anything starts, and what fits is shared out evenly."""
+
+from __future__ import annotations
+
+import pytest
+
+from interp.engine import LazyEngine, open_engine
+from interp.engine.local import InProcess
+from interp.engine.resources import RESERVE, Capacity, share
+from interp.errors import EngineError
+
+
+def test_a_few_processes_get_a_cpu_each_and_their_part_of_the_cores() -> None:
+    each = share(Capacity(cores=8, cpus=16), 2, "cpu", "two actors")
+    assert (each.cpus, each.gpus, each.threads, each.device) == (1.0, 0.0, 4, "cpu")
+
+
+@pytest.mark.parametrize("processes", [3, 4, 7, 17])
+def test_all_processes_fit_at_once_beside_the_reserve(processes: int) -> None:
+    capacity = Capacity(cores=2, cpus=4)
+    each = share(capacity, processes, "cpu", "actors")
+    assert processes * each.cpus <= capacity.cpus - RESERVE
+    assert each.threads == 1
+
+
+def test_too_many_processes_are_refused_with_the_numbers() -> None:
+    with pytest.raises(EngineError, match=r"40 workers: 40 processes on 4 logical CPUs \(2 cores\)[^$]*at most 17"):
+        share(Capacity(cores=2, cpus=4), 40, "cpu", "40 workers")
+
+
+def test_gpus_are_shared_when_there_are_too_few_and_demanded_when_asked_for() -> None:
+    assert share(Capacity(16, 16, gpus=2), 2, "auto", "x").gpus == 1.0
+    assert share(Capacity(16, 16, gpus=2), 3, "auto", "x").gpus == 0.5
+    assert share(Capacity(16, 16, gpus=1), 3, "auto", "x").gpus == 0.33
+    assert share(Capacity(16, 16, gpus=2), 3, "cpu", "x").gpus == 0.0
+    with pytest.raises(EngineError, match="there are none"):
+        share(Capacity(16, 16), 1, "cuda", "x")
+
+
+def test_an_engine_that_nobody_uses_is_never_opened() -> None:
+    def factory() -> InProcess:
+        raise AssertionError("opened")
+
+    with LazyEngine(factory) as engine:
+        assert engine.cores >= 1
+        assert not engine.opened
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(EngineError, match="ray or inprocess"):
+        open_engine("spark")
