@@ -66,7 +66,8 @@ class ReplacementModel:
         """
         prompt = self._checked(torch.as_tensor(ids))
         topology, view = self.hooked.topology, self.hooked.frozen
-        cache = self.hooked.run_with_cache(prompt[None].to(self.hooked.device), self._hook_points())
+        with self.hooked.eager_attention():
+            cache = self.hooked.run_with_cache(prompt[None].to(self.hooked.device), self._hook_points())
         constant = self._constant_positions(prompt).to(self.hooked.device)
         layers, found = [], []
         for block, transcoder in zip(view.blocks, self.transcoders, strict=True):

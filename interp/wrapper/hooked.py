@@ -8,7 +8,8 @@ the final norm and the head cost nothing when nobody asks for them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, overload
@@ -119,6 +120,19 @@ class HookedModel:
     def computes_patterns(self) -> bool:
         """Whether `attn_pattern` can be read: only eager attention computes patterns."""
         return bool(getattr(self.model.config, "_attn_implementation", None) == "eager")
+
+    @contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Inside, attention patterns are computed; what the model used before is put back after."""
+        implementation = self.model.config._attn_implementation
+        if self.computes_patterns:
+            yield
+            return
+        self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(implementation)
 
     def run_with_cache(
         self, ids: Int[Tensor, "batch pos"], hook_names: HookNames, *, logits: bool = False

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +65,7 @@ def probe(hooked: HookedModel) -> ProbeReport:
     """
     started = time.perf_counter()
     ids = _prompt(hooked)
-    with torch.no_grad(), _eager(hooked):
+    with torch.no_grad(), hooked.eager_attention():
         bare = hooked.model(ids, use_cache=False).logits
         logits, cache = _spliced(hooked, ids.expand(2, -1))
         checks = _Checks(hooked, cache)
@@ -209,17 +208,3 @@ def _relative(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
     error = (a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(1e-9)
     return float(error.nan_to_num(nan=float("inf")).max())
-
-
-@contextmanager
-def _eager(hooked: HookedModel) -> Iterator[None]:
-    """Patterns exist in eager attention alone; whatever the model uses is put back."""
-    implementation = hooked.model.config._attn_implementation
-    if implementation == "eager":
-        yield
-        return
-    hooked.model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        hooked.model.set_attn_implementation(implementation)

@@ -49,7 +49,7 @@ def test_a_study_runs_and_the_second_time_is_cached(folder: Path, capsys: pytest
     assert first["corpus"]["figures"] == {"tokens": 4000, "holdout": 320}
     assert first["trace"]["figures"]["graphs"] == 5
     assert first["trace"]["figures"]["residual"] <= 1e-4
-    assert len(list((out / "graphs").glob("0*.json"))) == 5
+    assert len(list((out / "graphs").glob("p0*.json"))) == 5
     assert (out / "dictionaries/mlp/layers.1.mlp/weights.safetensors").is_file()
     assert {row["dictionary"] for row in json.loads((out / "evaluation.json").read_text())} == {"mlp", "resid"}
 
@@ -106,8 +106,17 @@ def test_training_with_flags_builds_and_runs_a_study(folder: Path) -> None:
 
     out = folder / "saes-by-flags"
     thin.train_saes(
-        [*common, "--hook_names", "layers.*.resid_post", "--num_latents", "48", "--activation_fn", "relu"]
-        + ["--checkpoint_dir", str(out)]
+        [
+            *common,
+            "--hook_names",
+            "layers.*.resid_post",
+            "--num_latents",
+            "48",
+            "--activation_fn",
+            "relu",
+            "--checkpoint_dir",
+            str(out),
+        ]
     )
     assert sorted(path.name for path in (out / "dictionaries/saes").iterdir()) == [
         "layers.0.resid_post",
