@@ -66,6 +66,11 @@ class Engine(Protocol):
         """Processor cores that there are: how many workers make sense."""
         ...
 
+    @property
+    def separate_processes(self) -> bool:
+        """Whether work is done outside this process, where nothing that is only in this one's memory can be seen."""
+        ...
+
     def map_ordered(
         self, worker: WorkerSpec[T, R], batches: Iterable[T], *, actors: int = 1, device: Device = "cpu"
     ) -> Generator[R]:

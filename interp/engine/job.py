@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interp.engine.base import Device
 from interp.errors import StoreError
 from interp.spec.study import ModelSpec
 from interp.store import Artifact, Scratch
-from interp.training.plan import FitPlan
+
+if TYPE_CHECKING:
+    from interp.training.plan import FitPlan
 
 CHECKPOINT, PROGRESS, RESULT = "checkpoint.json", "progress.json", "result.json"
 

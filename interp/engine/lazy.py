@@ -27,6 +27,10 @@ class LazyEngine:
     def cores(self) -> int:
         return self._engine.cores if self._engine else available_cores()
 
+    @property
+    def separate_processes(self) -> bool:
+        return self._open().separate_processes
+
     def map_ordered(
         self, worker: WorkerSpec[T, R], batches: Iterable[T], *, actors: int = 1, device: Device = "cpu"
     ) -> Generator[R]:

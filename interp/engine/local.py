@@ -16,6 +16,10 @@ class InProcess:
     def cores(self) -> int:
         return available_cores()
 
+    @property
+    def separate_processes(self) -> bool:
+        return False
+
     def map_ordered(
         self, worker: WorkerSpec[T, R], batches: Iterable[T], *, actors: int = 1, device: Device = "cpu"
     ) -> Generator[R]:
@@ -38,7 +42,7 @@ class InProcess:
             yield attempt(work, index, item)
 
     def fit(self, job: FitJob, progress: Progress) -> None:
-        from interp.engine.session import fit_here
+        from interp.engine.localfit import fit_here
 
         fit_here(job, progress)
 

@@ -1,25 +1,20 @@
-"""The engine's side of a fit: one `FitSession` for each training worker. This file: what all have in common, and the
-one that does everything in this process."""
+"""The engine's side of a fit: what the `FitSession` of every training worker has in common.
+
+Loads no model library: a process that has loaded nnsight hands it on to every Ray actor that it starts.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from interp.engine.base import Progress
-from interp.engine.harvest import Harvester, micro_batches
 from interp.engine.job import FitJob
-from interp.training.loop import fit_loop
 from interp.training.metrics import StepMetrics
-from interp.training.session import Activations
 
 REPORT_EVERY_S = 1.0
 
@@ -69,42 +64,6 @@ class BaseSession:
 
     def should_stop(self) -> bool:
         return False
-
-
-class LocalSession(BaseSession):
-    """The only worker, which harvests for itself."""
-
-    def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
-        harvester = Harvester(self.job, str(self.device))
-        for step, micros in groupby(micro_batches(self.job.plan, 1, start_step), lambda micro: micro.step):
-            yield (
-                step,
-                [
-                    harvester.activations(harvester.rows(micro.start, micro.stop), micro.stop - micro.start)
-                    for micro in micros
-                ],
-            )
-
-    def all_reduce(self, flat: Tensor) -> None:
-        """One worker's sum is the sum."""
-
-
-def fit_here(job: FitJob, progress: Progress) -> None:
-    """Run a job in this process."""
-    device = job.device if job.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if job.finished():
-        return
-    with TemporaryDirectory(prefix="interp-fit-") as folder:
-        session = LocalSession(
-            job,
-            rank=0,
-            world=1,
-            device=torch.device(device),
-            folder=Path(folder),
-            tell=lambda figures: progress("train", **figures),
-        )
-        fit_loop(session, job.plan)
-        job.keep_result(session.output)
 
 
 def figures_of(metrics: StepMetrics, total: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from interp.engine.lazy import LazyEngine
+from interp.errors import EngineError
 from interp.stages import load_stage
 from interp.stages.context import StageContext
 from interp.stages.headlines import headline
@@ -92,11 +93,23 @@ def run_plan(
     """
     watcher = progress or NobodyWatches()
     started, summaries = time.monotonic(), []
-    with LazyEngine(engine_factory) as engine:
+    with LazyEngine(lambda: _that_sees(store, engine_factory())) as engine:
         for stage in plan.stages:
             summaries.append(_run_stage(plan, stage, store, engine, watcher))
             watcher.ended(summaries[-1])
     return RunSummary(tuple(summaries), time.monotonic() - started)
+
+
+def _that_sees(store: Store, engine: Engine) -> Engine:
+    if store.url.startswith("memory:") and engine.separate_processes:
+        engine.close()
+        raise EngineError(
+            "the engine's processes cannot see a store that is in this process's memory",
+            value=store.url,
+            expected="a folder or S3",
+            remedy="use another store, or the engine `inprocess`",
+        )
+    return engine
 
 
 def _run_stage(plan: Plan, stage: PlannedStage, store: Store, engine: Engine, watcher: Watcher) -> StageSummary:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from interp.corpus import TokenBlocks
+from interp.engine import Engine
 from interp.engine.local import InProcess
 from interp.errors import CorpusError
 from interp.plan import make_plan
@@ -199,12 +200,9 @@ def test_corpus_on_s3(model: Path, tmp_path: Path, s3_env: Any, s3_url: str) -> 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_actors_change_nothing(model: Path, tmp_path: Path) -> None:
-    from interp.engine import open_engine
-
+def test_actors_change_nothing(ray_engine: Engine, model: Path, tmp_path: Path) -> None:
     of = study(model, "builtin://python-stdlib", context=128, tokens=1_000_000, holdout=100_000)
     here = run(of, Store.open(tmp_path / "here"))
     parallel = of.model_copy(update={"fit": of.fit.model_copy(update={"harvesters": 2})})
-    with open_engine("ray", cpus=4, gpus=0) as engine:
-        on_ray = run(parallel, Store.open(tmp_path / "ray"), engine)
+    on_ray = run(parallel, Store.open(tmp_path / "ray"), ray_engine)
     assert on_ray.manifest.files == here.manifest.files

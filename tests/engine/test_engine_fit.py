@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from tiny_study import artifact, make_study, run
 from torch import Tensor
 
+from interp.corpus.tokens import TokenBlocks
 from interp.engine import Engine
-from interp.engine.harvest import Harvester, micro_batches
+from interp.engine.harvest import Harvester
 from interp.engine.job import FitJob
 from interp.engine.local import InProcess
+from interp.engine.microbatches import MicroBatch, micro_batches, rows_of
 from interp.errors import EngineError, ModelMismatch, StoreError
 from interp.spec.study import Study
 from interp.stages.context import StageContext, no_progress
@@ -118,13 +120,15 @@ def test_blocks_dealt_in_turn_are_the_shares_of_the_plan(
 
 
 def test_activations_do_not_depend_on_how_many_contexts_go_at_once(make_job: Callable[..., FitJob]) -> None:
-    harvester = Harvester(make_job("harvest"), "cpu")
-    total = TOKENS - 5 * 16
-    whole = harvester.activations(harvester.rows(total, TOKENS), TOKENS - total)
-    single = [
-        harvester.activations(harvester.rows(start, min(start + 16, TOKENS)), min(16, TOKENS - start))
-        for start in range(total, TOKENS, 16)
-    ]
+    job = make_job("harvest")
+    harvester, blocks = Harvester(job, "cpu"), TokenBlocks.open(job.corpus, "train")
+
+    def harvest(start: int, stop: int) -> dict[str, Tensor]:
+        return harvester.activations(rows_of(blocks, MicroBatch(0, 0, start, stop)), stop - start)
+
+    total = TOKENS - TOKENS % 16 - 5 * 16
+    whole = harvest(total, TOKENS)
+    single = [harvest(start, min(start + 16, TOKENS)) for start in range(total, TOKENS, 16)]
     for hook, values in whole.items():
         assert len(values) == TOKENS - total
         torch.testing.assert_close(torch.cat([one[hook] for one in single]), values, rtol=1e-5, atol=1e-5)

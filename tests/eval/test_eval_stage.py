@@ -14,6 +14,7 @@ from safetensors.torch import load
 
 from interp.corpus.tokens import SUMMARY, CorpusSummary, TokenBlocks, write_shards
 from interp.dictionaries import DictionaryConfig, ModelIdentity, build_dictionary
+from interp.engine import Engine
 from interp.engine.local import InProcess
 from interp.errors import CorpusError, DictionaryError, ModelMismatch
 from interp.eval import Evaluator
@@ -255,15 +256,14 @@ def test_the_fingerprint_that_dictionaries_carry_is_the_planned_revision(model_p
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_actors_change_nothing(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from interp.engine import open_engine
-
+def test_actors_change_nothing(
+    ray_engine: Engine, tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Made(tmp_path, model_path, batch=1)
     here = run(made.plan, made.store, made.inputs).json("evaluation.json")
     monkeypatch.setattr(stage, "SHARD_TOKENS", CONTEXT)
     fit = made.plan.study.fit.model_copy(update={"harvesters": 2})
     plan = Plan(made.plan.study.model_copy(update={"fit": fit}), made.plan.stages)
-    with open_engine("ray", cpus=4, gpus=0) as engine:
-        on_ray = run(plan, Store.open(tmp_path / "other"), made.inputs, engine).json("evaluation.json")
+    on_ray = run(plan, Store.open(tmp_path / "other"), made.inputs, ray_engine).json("evaluation.json")
     for row, wanted in zip(numbers(on_ray), numbers(here), strict=True):
         assert row == pytest.approx(wanted, rel=1e-5, abs=1e-6)

@@ -126,6 +126,17 @@ def test_a_cached_run_opens_no_engine(folder: Path, tmp_path: Path) -> None:
     assert again.stages[0].figures == first.stages[0].figures
 
 
+def test_processes_of_their_own_cannot_share_a_store_in_memory(folder: Path) -> None:
+    class Elsewhere(InProcess):
+        separate_processes = True
+
+    study = study_of(folder, folder, [PROMPTS[0]])
+    store = Store.open("memory://elsewhere")
+    with pytest.raises(EngineError, match="cannot see a store"):
+        run_plan(make_plan(study, store), store, Elsewhere)
+    assert run_plan(make_plan(study, store), store, InProcess).stages[0].figures["graphs"] == 1
+
+
 def test_prompts_without_a_bos_token_when_the_study_says_so(folder: Path, tmp_path: Path) -> None:
     study = study_of(folder, tmp_path / "store", [PROMPTS[3]], bos="never")
     run(study)

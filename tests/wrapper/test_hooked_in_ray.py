@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from tiny_models import make, token_ids
 
+from interp.engine import Engine
 from interp.errors import HookError
 from interp.wrapper import HookedModel
 
-ray = pytest.importorskip("ray")
-
-
-@pytest.fixture
-def _cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
 
 @pytest.mark.ray
-def test_a_hooked_model_in_an_actor(tmp_path: Path, _cluster: None) -> None:
+def test_a_hooked_model_in_an_actor(tmp_path: Path, ray_engine: Engine) -> None:
     make("split_llama").save_pretrained(tmp_path / "m")
     hook = "layers_last.0.mlp_in"
     expected = HookedModel(tmp_path / "m").run_with_cache(token_ids(), hook)[hook]

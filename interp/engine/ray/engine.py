@@ -22,6 +22,10 @@ class RayEngine:
     def cores(self) -> int:
         return self._session.capacity.cores
 
+    @property
+    def separate_processes(self) -> bool:
+        return True
+
     def map_ordered(
         self, worker: WorkerSpec[T, R], batches: Iterable[T], *, actors: int = 1, device: Device = "cpu"
     ) -> Generator[R]:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from interp.engine.base import Progress
 from interp.engine.job import PROGRESS, FitJob
-from interp.engine.ray.activations import NAME, OutOfPlace, activations, read
+from interp.engine.ray.activations import NAME, activations
+from interp.engine.ray.blocks import read
 from interp.engine.ray.context import RETRIES, data_settings, on_one_process, own_part, ray_failure
 from interp.engine.ray.session import Session
 from interp.engine.resources import Share, share
@@ -170,19 +171,14 @@ class RaySession(BaseSession):
         stream = ray.train.get_dataset_shard(NAME).iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=1
         )
-        blocks = iter(stream)
+        blocks, bfloat16 = iter(stream), self.job.model.dtype == "bfloat16"
         index = start_step * (plan.batch_tokens // plan.micro_tokens) + self.rank
         for step in range(start_step, plan.n_steps):
             micros = []
             for _ in range(-(-len(plan.micro_batches(step)) // self.world)):
-                micros.append(self._read(next(blocks, None), index))
+                micros.append(read(next(blocks, None), index, plan.hooks, bfloat16=bfloat16))
                 index += self.world
             yield step, [micro for micro in micros if micro is not None]
-
-    def _read(self, block: dict[str, Any] | None, index: int) -> Activations | None:
-        if block is None:
-            raise OutOfPlace(f"the stream of activations ended before micro-batch {index}")
-        return read(block, index, self.job.plan.hooks, bfloat16=self.job.model.dtype == "bfloat16")
 
     def all_reduce(self, flat: Tensor) -> None:
         if self.world > 1:

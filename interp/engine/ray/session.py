@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _LONGEST_TEMP = 40
 """Ray's socket paths are 66 characters longer than its folder, and may have 107."""
 
 _PREFIX = "interp-ray-"
+_PATIENCE_S = 10
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -89,6 +91,7 @@ def start(*, cpus: int | None = None, gpus: int | None = None, object_store_byte
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     if address:
         return _join(address)
+    _require_token_mode()
     os.environ.update(_EMBEDDED)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cores = available_cores()
@@ -104,11 +107,39 @@ def start(*, cpus: int | None = None, gpus: int | None = None, object_store_byte
     return Session(Capacity(cores, logical, found.get("GPU", 0.0)), folder, True, lock)
 
 
+def _require_token_mode() -> None:
+    """Ray reads its authentication mode once, when it is imported; changed after that, it refuses its own server."""
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != _EMBEDDED["RAY_AUTH_MODE"]:
+        raise EngineError(
+            "ray was imported before the engine could guard it with a token",
+            value=f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')}",
+            expected="RAY_AUTH_MODE=token when ray is imported",
+            remedy="open the engine before you import ray, or set RAY_AUTH_MODE=token in the environment",
+        )
+
+
 def _join(address: str) -> Session:
+    _require_reachable(address)
     _init(address=address)
     found = _resources()
     cpus = found.get("CPU", 0.0)
     return Session(Capacity(max(1, int(cpus)), cpus, found.get("GPU", 0.0), elastic=True), None, False)
+
+
+def _require_reachable(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, and whatever else Ray looks up for itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        raise EngineError(
+            "the Ray cluster cannot be reached",
+            value=f"RAY_ADDRESS={address}: {error}",
+            expected="a cluster that answers there",
+            remedy="correct RAY_ADDRESS, or unset it to run on this machine",
+        ) from error
 
 
 def _init(**options: Any) -> None:
