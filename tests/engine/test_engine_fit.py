@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
@@ -81,18 +80,6 @@ def fitted(engine: Engine, job: FitJob, folder: Path) -> dict[str, Tensor]:
     files = [name for name in names if name.endswith(".safetensors")]
     assert len(files) == 3
     return {f"{file}:{name}": value for file in files for name, value in load_file(folder / file).items()}
-
-
-def only_sae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in weights.items() if name.startswith("resid/")}
-
-
-def assert_reached_the_same(found: Path, expected: Path) -> None:
-    """FVU within 0.03, and exactly the same tokens."""
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (found, expected)]
-    assert summaries[0]["tokens"] == summaries[1]["tokens"] == TOKENS
-    reached = [{name: figures["fvu"] for name, figures in one["dictionaries"].items()} for one in summaries]
-    assert reached[0] == pytest.approx(reached[1], abs=0.03)
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], **tolerance: float) -> None:
@@ -202,13 +189,11 @@ def test_a_killed_worker_and_a_killed_harvester_change_nothing(
 
 @pytest.mark.ray
 def test_two_workers_fit_what_one_fits(
-    ray_engine: Engine, make_job: Callable[..., FitJob], reference: dict[str, Tensor], folder: Path, tmp_path: Path
+    ray_engine: Engine, make_job: Callable[..., FitJob], reference: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    """Only the order of sums differs. Transcoders start where the gradient of b_dec is zero but for rounding, and Adam
-    makes whole steps of that: theirs agree in what they reach, the SAE's in every weight."""
+    """Only the order of sums differs."""
     found = fitted(ray_engine, make_job("two", workers=2, harvesters=2), tmp_path)
-    assert_same(only_sae(found), only_sae(reference), rtol=1e-3, atol=1e-4)
-    assert_reached_the_same(tmp_path, folder / "reference")
+    assert_same(found, reference, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.ray
