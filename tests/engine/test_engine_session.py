@@ -21,6 +21,11 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch: pytest.
         open_engine("ray")
 
 
+def test_shared_memory_is_small_on_a_laptop_and_grows_with_a_large_machine() -> None:
+    assert session.object_store_size(16 << 30) == session.object_store_size(63 << 30) == 512 << 20
+    assert session.object_store_size(128 << 30) == 16 << 30
+
+
 def test_only_the_folders_of_runs_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.tempfile, "gettempdir", lambda: str(tmp_path))
     for name in ("dead", "alive"):

@@ -6,16 +6,14 @@ from collections.abc import Generator, Iterable
 
 from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec
 from interp.engine.job import FitJob
-from interp.engine.ray.session import OBJECT_STORE_BYTES, start
+from interp.engine.ray.session import start
 from interp.engine.resources import share
 
 
 class RayEngine:
     """See `interp.engine.base.Engine`; `cpus`, `gpus` and `object_store_bytes` as in `session.start`."""
 
-    def __init__(
-        self, *, cpus: int | None = None, gpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES
-    ):
+    def __init__(self, *, cpus: int | None = None, gpus: int | None = None, object_store_bytes: int | None = None):
         self._session = start(cpus=cpus, gpus=gpus, object_store_bytes=object_store_bytes)
 
     @property

@@ -27,8 +27,7 @@ from interp.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 512 << 20
-"""Shared memory for what flows between processes; streams hold back when it fills up."""
+SMALL_STORE_BYTES, LARGE_MACHINE_BYTES = 512 << 20, 64 << 30
 
 _LONGEST_TEMP = 40
 """Ray's socket paths are 66 characters longer than its folder, and may have 107."""
@@ -63,7 +62,6 @@ class Session:
 
     capacity: Capacity
     folder: Path | None
-    embedded: bool
     _lock: IO[str] | None = None
 
     def close(self) -> None:
@@ -77,12 +75,19 @@ class Session:
             self._lock.close()
 
 
-def start(*, cpus: int | None = None, gpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> Session:
+def object_store_size(memory: int) -> int:
+    """Shared memory for what flows between processes, of a machine with so many bytes: streams hold back when it fills
+    up. A large machine is for large models, of which a single micro-batch's activations can be half a gigabyte."""
+    return SMALL_STORE_BYTES if memory < LARGE_MACHINE_BYTES else memory // 8
+
+
+def start(*, cpus: int | None = None, gpus: int | None = None, object_store_bytes: int | None = None) -> Session:
     """Join the cluster at RAY_ADDRESS, or start Ray on this machine.
 
     Args:
         cpus: logical CPUs to declare here; by default twice the cores, and four at least.
         gpus: GPUs to declare here; by default what Ray finds.
+        object_store_bytes: by default `object_store_size` of this machine.
 
     Raises:
         EngineError: Ray does not start, or the cluster cannot be reached.
@@ -98,13 +103,14 @@ def start(*, cpus: int | None = None, gpus: int | None = None, object_store_byte
     logical = max(4, 2 * cores) if cpus is None else cpus
     _remove_leftovers()
     folder, lock = _folder()
-    options: dict[str, Any] = {"num_cpus": logical, "_temp_dir": str(folder), "object_store_memory": object_store_bytes}
+    shared = object_store_bytes or object_store_size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    options: dict[str, Any] = {"num_cpus": logical, "_temp_dir": str(folder), "object_store_memory": shared}
     if gpus is not None:
         options["num_gpus"] = gpus
     # address="local": without it Ray joins whatever cluster is around.
     _init(address="local", include_dashboard=False, **options)
     found = _resources()
-    return Session(Capacity(cores, logical, found.get("GPU", 0.0)), folder, True, lock)
+    return Session(Capacity(cores, logical, found.get("GPU", 0.0)), folder, lock)
 
 
 def _require_token_mode() -> None:
@@ -123,7 +129,7 @@ def _join(address: str) -> Session:
     _init(address=address)
     found = _resources()
     cpus = found.get("CPU", 0.0)
-    return Session(Capacity(max(1, int(cpus)), cpus, found.get("GPU", 0.0), elastic=True), None, False)
+    return Session(Capacity(max(1, int(cpus)), cpus, found.get("GPU", 0.0), elastic=True), None)
 
 
 def _require_reachable(address: str) -> None:
