@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from interp.cli.console import print_json
 from interp.errors import SpecError
 from interp.store import Artifact, Entry, GcReport, Store
 
@@ -36,7 +37,7 @@ def list_(
     """List the artifacts of a store, finished or not."""
     found = Store.open(store).list(stage)
     if as_json:
-        _print_json([asdict(entry) for entry in found])
+        print_json([asdict(entry) for entry in found])
         return
     _print_table(
         ("STAGE", "KEY", "STATE", "FILES", "SIZE", "CHANGED"),
@@ -49,7 +50,7 @@ def show(ref: Ref, store: StoreOption, as_json: JsonOption = False) -> None:
     """Show where an artifact came from and what it is made of."""
     manifest = _artifact(Store.open(store), ref).manifest
     if as_json:
-        _print_json({**manifest.to_json(), "size": manifest.size})
+        print_json({**manifest.to_json(), "size": manifest.size})
         return
     typer.echo(f"{manifest.stage}/{manifest.key}\ncreated  {manifest.created}, {_size(manifest.size)}")
     for title, part in (("inputs", manifest.inputs), ("provenance", manifest.provenance), ("spec", manifest.spec)):
@@ -75,7 +76,7 @@ def get(
     for name in names:
         artifact.copy(name, folder / name)
     if as_json:
-        _print_json({"stage": artifact.stage, "key": artifact.key, "folder": str(folder), "files": list(names)})
+        print_json({"stage": artifact.stage, "key": artifact.key, "folder": str(folder), "files": list(names)})
     else:
         typer.echo(f"{len(names)} files of {artifact.stage}/{artifact.key} are in {folder}")
 
@@ -94,7 +95,7 @@ def verify(
     entries = [opened.find(ref) for ref in refs] if refs else opened.list()
     results = [_verified(opened, entry, remove) for entry in entries if entry.state in ("finished", "corrupt")]
     if as_json:
-        _print_json(results)
+        print_json(results)
     for result in results if not as_json else ():
         typer.echo(f"{result['stage']}/{result['key']}: {'whole' if result['ok'] else 'CORRUPT'}")
         for problem in result["problems"]:
@@ -122,7 +123,7 @@ def gc(
     wanted = {opened.find(ref).key for ref in keep or ()} | _keys_of(study or (), opened)
     report = opened.gc(keep=wanted if keep or study else None, older_than=_seconds(older_than), dry_run=not delete)
     if as_json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
     else:
         _print_report(report)
 
@@ -173,10 +174,6 @@ def _print_report(report: GcReport) -> None:
     typer.echo(f"{verb} {_size(report.freed)}: {len(report.removed)} artifacts{more}; {report.kept} kept")
     if report.dry_run and (report.removed or report.remnants or report.uploads):
         typer.echo("nothing was removed: say --delete to do it")
-
-
-def _print_json(obj: object) -> None:
-    typer.echo(json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False))
 
 
 def _print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

@@ -15,6 +15,7 @@ A penalty is summed over tokens and expressed as a share of the target's varianc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ class PenaltyInputs:
     """Activations -> target minus reconstruction, through a decoder that gets no gradient."""
 
 
-class Activation(nn.Module):
+class Activation(nn.Module, ABC):
     """One way from pre-activations to activations.
 
     `unit_decoder` says whether the kind was published with decoder rows held at unit norm: without, a penalty that does
@@ -56,11 +57,11 @@ class Activation(nn.Module):
         super().__init__()
         self.spec, self.n_latents = spec, n_latents
 
+    @abstractmethod
     def forward(
         self, pre: Float[Tensor, "*batch n_latents"], b_enc: Float[Tensor, "n_latents"]
     ) -> Float[Tensor, "*batch n_latents"]:
         """Activations at inference, dense."""
-        raise NotImplementedError
 
     def codes(self, x: Float[Tensor, "batch d_in"], W_enc: Tensor, bias: Tensor, b_enc: Tensor) -> Codes:
         """Activations in training; `bias` is b_enc with the pre-bias folded in."""
