@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "CrossLayerTranscoder": "interp.dictionaries",
     "HookedModel": "interp.wrapper",
     "HookedSplitLlama": "interp.wrapper",
     "SparseAutoencoder": "interp.dictionaries",
     "Transcoder": "interp.dictionaries",
 }
-__all__ = ["HookedModel", "HookedSplitLlama", "SparseAutoencoder", "Transcoder", "__version__"]
+__all__ = ["CrossLayerTranscoder", "HookedModel", "HookedSplitLlama", "SparseAutoencoder", "Transcoder", "__version__"]
 
 if TYPE_CHECKING:
-    from interp.dictionaries import SparseAutoencoder, Transcoder
+    from interp.dictionaries import CrossLayerTranscoder, SparseAutoencoder, Transcoder
     from interp.wrapper import HookedModel, HookedSplitLlama
 
 

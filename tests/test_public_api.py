@@ -26,13 +26,14 @@ def test_importing_interp_loads_nothing_heavy() -> None:
 
 def test_the_lazy_names_are_the_classes() -> None:
     import interp
-    from interp.dictionaries import SparseAutoencoder, Transcoder
+    from interp.dictionaries import CrossLayerTranscoder, SparseAutoencoder, Transcoder
     from interp.wrapper import HookedModel, HookedSplitLlama
 
     assert interp.HookedModel is HookedModel
     assert interp.HookedSplitLlama is HookedSplitLlama
     assert interp.SparseAutoencoder is SparseAutoencoder
     assert interp.Transcoder is Transcoder
+    assert interp.CrossLayerTranscoder is CrossLayerTranscoder
     with pytest.raises(AttributeError, match="Nonsense"):
         _ = interp.Nonsense
 

@@ -14,9 +14,10 @@ A feature's pre-activation is its encoder row on what the MLP read; a logit's is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,14 +25,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.circuits.edges import EdgeTable
+from interp.circuits.explained import Explained, Question, explain
+from interp.circuits.memory import DEFAULT_MEMORY, SweepPlan, plan_sweep
 from interp.circuits.nodes import NodeIndex, NodeKind
 from interp.circuits.replacement_model import ReplacementModel
+from interp.circuits.replacements import uncovered
+from interp.circuits.rows import Keeping, RowComputer, RowStore
 from interp.circuits.selection import choose_features
 from interp.circuits.state import ReplacementState
-from interp.circuits.sweep import all_nodes, sweep
-from interp.circuits.targets import FeatureTargets, LogitTargets, Targets, salient_logits
-from interp.errors import ModelError, PromptError, SpecError
-from interp.spec.study import LogitsSpec
+from interp.circuits.targets import Targets
+from interp.errors import PromptError, SpecError
+from interp.spec.trace import LogitsSpec, TargetSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +48,10 @@ class AttributionEdges:
         activations: of each feature.
         pre_activations: of each row's target, on the unchanged model.
         residual: how far the edges into a target are from adding up to that, at worst (see the module).
-        probabilities: of each target logit.
+        probabilities: of each target logit; of targets that are no token's, equal shares.
         n_active: active features, including those left out.
         ids: the prompt; tokens: its text, token by token; logit_tokens: text of each target logit.
+        targets: what the target logits read.
         settings: how the graph was made.
         model: which model and dictionaries it is about.
     """
@@ -62,6 +67,7 @@ class AttributionEdges:
     tokens: tuple[str, ...]
     logit_tokens: tuple[str, ...]
     prompt: str
+    targets: Targets
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,65 +76,106 @@ class AttributionComputer:
     """Computes attribution graphs with one replacement model.
 
     Args:
+        target: what a graph explains (`interp.circuits.explained`).
         max_features: features with a row of their own, at most; None: all active ones.
-        logits: which logits are targets: the most probable ones.
-        batch: targets in one sweep. It bounds memory and changes nothing in the result.
+        logits: how many of the most probable tokens are targets, where these are.
+        batch: targets in one sweep, at most; fewer where memory is short. It changes nothing in the result.
+        memory: bytes that one prompt may use beside the model and the dictionaries (`interp.circuits.memory`).
     """
 
     def __init__(
         self,
         rm: ReplacementModel,
         *,
+        target: TargetSpec = "salient",
         max_features: int | None = 8192,
         logits: LogitsSpec | None = None,
         batch: int = 256,
+        memory: int = DEFAULT_MEMORY,
     ):
-        for name, value in (("max_features", max_features), ("batch", batch)):
+        for name, value in (("max_features", max_features), ("batch", batch), ("memory", memory)):
             if value is not None and value < 1:
                 raise SpecError(f"{name} must be at least 1", value=value, expected="a positive number")
-        self.rm, self.max_features, self.batch = rm, max_features, batch
-        self.logits = LogitsSpec() if logits is None else logits
+        self.rm, self.target, self.max_features, self.batch = rm, target, max_features, batch
+        self.logits, self.memory = LogitsSpec() if logits is None else logits, memory
 
     def compute_full_graph(
-        self, state: ReplacementState, ids: Int[Tensor, "pos"] | Sequence[int] | None = None
+        self,
+        state: ReplacementState,
+        ids: Int[Tensor, "pos"] | Sequence[int] | None = None,
+        *,
+        last_token: int | None = None,
+        row: Mapping[str, Any] | None = None,
     ) -> AttributionEdges:
-        """Edges into the target logits and into the features, from everything below them.
+        """Edges into the targets and into the features, from everything below them.
 
         Args:
             ids: the prompt again, if given: it must be the one that the state was built on.
+            last_token: for `last-token`: the token that was cut off the prompt.
+            row: what the prompt's row says in other columns, where targets are named there.
         """
         if ids is not None and not torch.equal(torch.as_tensor(ids).flatten().cpu().long(), state.ids):
             raise PromptError("the state was built on another prompt", remedy="build a state with these ids")
-        tokens = salient_logits(state.probabilities, self.logits)
-        nodes = all_nodes(state, tokens)
-        probabilities = state.probabilities[tokens.to(state.device)].cpu()
-        rows = _Rows(state, nodes, self.batch)
-        logit_rows = rows.of(LogitTargets(state, tokens), torch.arange(len(nodes))[nodes.span(NodeKind.LOGIT)])
-
-        if self.max_features is None or nodes.n_features <= self.max_features:
-            chosen = torch.ones(nodes.n_features, dtype=torch.bool)
-            edges = EdgeTable.cat([rows.of_features(torch.arange(nodes.n_features)), logit_rows])
-        else:
-            chosen, edges = choose_features(nodes, logit_rows, probabilities, self.max_features, rows.of_features)
-        kept, kept_edges = leave_out(nodes, edges, chosen)
+        tokenizer = self.rm.hooked.tokenizer
+        question = Question(self.rm, state, self.logits, last_token, row or {}, partial(_text, tokenizer))
+        explained = explain(self.target, question)
+        nodes = all_nodes(state, explained)
+        plan = self._plan(state, len(nodes))
+        rows = RowComputer(state, nodes, plan)
+        chosen, kept, edges = self._edges(nodes, explained, rows, plan)
+        with_rows = torch.cat([chosen, nodes.mask(NodeKind.LOGIT)[nodes.n_features :]])
         return AttributionEdges(
             nodes=kept,
-            edges=kept_edges,
+            edges=edges,
             activations=state.features.activations[chosen],
-            pre_activations=rows.values[edges.targets],
+            pre_activations=rows.values[with_rows],
             residual=rows.residual,
-            probabilities=probabilities,
+            probabilities=explained.weights,
             n_active=nodes.n_features,
             ids=state.ids,
-            tokens=tuple(_text(self.rm.hooked.tokenizer, int(i)) for i in state.ids),
-            logit_tokens=tuple(_text(self.rm.hooked.tokenizer, int(i)) for i in tokens),
-            prompt=_prompt(self.rm.hooked.tokenizer, state.ids),
+            tokens=tuple(_text(tokenizer, int(i)) for i in state.ids),
+            logit_tokens=explained.labels,
+            prompt=_prompt(tokenizer, state.ids),
+            targets=explained.targets,
             settings=self._settings(),
             model=self._model(),
         )
 
+    def _plan(self, state: ReplacementState, n_nodes: int) -> SweepPlan:
+        blocks = [layer.block for layer in state.layers]
+        pattern = 4 * max(block.n_heads for block in blocks) * state.n_pos**2
+        hidden = max(0 if layer.kept is None else layer.kept.d_hidden for layer in state.layers)
+        widest = max(max(block.d_model, block.n_heads * block.d_head, hidden) for block in blocks)
+        held = state.nbytes + pattern + 16 * state.n_pos * hidden
+        return plan_sweep(held, state.n_pos, widest, n_nodes, self.batch, self.memory)
+
+    def _edges(
+        self, nodes: NodeIndex, explained: Explained, rows: RowComputer, plan: SweepPlan
+    ) -> tuple[Bool[Tensor, "features"], NodeIndex, EdgeTable]:
+        """Which features have a row, the nodes of the graph, and its edges in node order."""
+        # What comes after the targets' position cannot matter to them.
+        before = nodes.features[:, 1] <= explained.position
+        ends = rows.of(explained.targets, torch.arange(len(nodes))[nodes.span(NodeKind.LOGIT)])
+        if self.max_features is None or int(before.sum()) <= self.max_features:
+            keeping = Keeping(nodes, before)
+            found = chain(rows.of_features(before.nonzero().flatten()), ends)
+            return before, keeping.nodes, _collect((keeping.table(*each) for each in found), plan)
+        store = RowStore(nodes, plan.rows)
+        for each in ends:
+            store.add(*each)
+
+        def add_rows(features: Int[Tensor, "features"]) -> None:
+            for each in rows.of_features(features):
+                store.add(*each)
+
+        chosen = choose_features(store, explained.weights, before, self.max_features, add_rows)
+        keeping = Keeping(nodes, chosen)
+        tables = (keeping.table(*each) for each in store.drain())
+        return chosen, keeping.nodes, _collect(tables, plan)
+
     def _settings(self) -> dict[str, Any]:
-        settings = {
+        settings: dict[str, Any] = {
+            "target": self.target if isinstance(self.target, str) else self.target.model_dump(mode="json"),
             "max_n_logits": self.logits.max,
             "desired_logit_prob": self.logits.mass,
             "batch_size": self.batch,
@@ -139,56 +186,29 @@ class AttributionComputer:
 
     def _model(self) -> dict[str, Any]:
         hooked = self.rm.hooked
-        without = [hooked.topology.block_name(layer) for layer, t in enumerate(self.rm.transcoders) if t is None]
         return {
             "family": hooked.family.name,
             "fingerprint": hooked.fingerprint,
             "n_layers": hooked.topology.n_layers,
             "layers": [hooked.topology.block_name(layer) for layer in range(hooked.topology.n_layers)],
-            "without_transcoder": without,
+            "without_transcoder": uncovered(hooked, self.rm.replacement),
+            "mlp": "kept" if self.rm.replacement.keeps_mlp else "replaced",
         }
 
 
-class _Rows:
-    """Computes rows, and keeps what their targets are on the unchanged model."""
-
-    def __init__(self, state: ReplacementState, nodes: NodeIndex, batch: int):
-        self.state, self.nodes, self.batch = state, nodes, batch
-        self.values = torch.zeros(len(nodes))
-        self.residual = 0.0
-
-    def of(self, targets: Targets, target_nodes: Int[Tensor, "targets"]) -> EdgeTable:
-        """The rows of these targets, in node order."""
-        tables = [EdgeTable.empty()]
-        for rows in sweep(self.state, self.nodes, targets, self.batch):
-            table = EdgeTable.from_dense(target_nodes[rows.which], rows.weights)
-            self.values[table.targets] = rows.values
-            gap = (table.row_sums() - rows.values.double()).abs() / rows.values.double().abs().clamp(min=1.0)
-            self.residual = max(self.residual, _finite(float(gap.max())))
-            tables.append(table)
-        return EdgeTable.cat(tables).sorted()
-
-    def of_features(self, features: Int[Tensor, "features"]) -> EdgeTable:
-        """The rows of these features, in node order."""
-        return self.of(FeatureTargets(self.state, features), features)
+def all_nodes(state: ReplacementState, explained: Explained) -> NodeIndex:
+    """Every node of a prompt: all active features, none left out."""
+    return NodeIndex(state.n_layers, state.n_pos, state.features.index, explained.tokens, explained.position)
 
 
-def _finite(residual: float) -> float:
-    if not isfinite(residual):
-        raise ModelError(
-            "the model computes numbers that are not finite on this prompt",
-            value=residual,
-            remedy="load it in float32 or bfloat16; float16 overflows in many models",
-        )
-    return residual
-
-
-def leave_out(nodes: NodeIndex, edges: EdgeTable, chosen: Bool[Tensor, "features"]) -> tuple[NodeIndex, EdgeTable]:
-    """Only the chosen features as nodes; edges from the others are added up in `rest`."""
-    if bool(chosen.all()):
-        return nodes, edges
-    kept, new_index = nodes.keeping(chosen)
-    return kept, edges.relabelled(new_index, len(kept))
+def _collect(tables: Iterable[EdgeTable], plan: SweepPlan) -> EdgeTable:
+    """All rows in node order, if they fit."""
+    collected, size = [], 0
+    for table in tables:
+        collected.append(table)
+        size += table.nbytes
+        plan.check_edges(size)
+    return EdgeTable.in_node_order(collected)
 
 
 def _text(tokenizer: Any, token: int) -> str:

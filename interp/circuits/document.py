@@ -57,7 +57,7 @@ def document_of(graph: GraphRecord) -> dict[str, Any]:
     targets, sources = graph.edges.target_of_edge, graph.edges.sources.long()
     apart = constant[sources]
     return {
-        "metadata": _metadata(graph),
+        "metadata": metadata_of(graph),
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": [nodes.row(node) for node in drawn if not constant[node]],
         "links": _links(nodes.ids, targets[~apart], sources[~apart], graph.edges.weights[~apart]),
@@ -162,7 +162,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _metadata(graph: GraphRecord) -> dict[str, Any]:
+def metadata_of(graph: GraphRecord) -> dict[str, Any]:
+    """The document's first part."""
     metadata: dict[str, Any] = {
         "slug": graph.slug,
         "scan": graph.scan,
@@ -215,7 +216,7 @@ def _rebuild(document: Mapping[str, Any]) -> GraphRecord:
     ids = torch.tensor(metadata["graph"]["token_ids"], dtype=torch.long)
     index = torch.tensor([_feature_of(row) for row in features], dtype=torch.int32).reshape(-1, 3)
     vocabulary = torch.tensor([row["feature"] for row in logits], dtype=torch.long)
-    nodes = NodeIndex(metadata["graph"]["n_layers"], len(ids), index, vocabulary)
+    nodes = NodeIndex(metadata["graph"]["n_layers"], len(ids), index, vocabulary, logits[0]["ctx_idx"])
     graph = GraphRecord(
         nodes=nodes,
         edges=EdgeTable.empty(),

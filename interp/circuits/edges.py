@@ -6,15 +6,17 @@ from lower layers and from positions up to p only, so about a quarter of a dense
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_ROWS_AT_ONCE = 128
+_NUMBERS_AT_ONCE = 2**20
+_MOST_NODES = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +38,16 @@ class EdgeTable:
     @classmethod
     def from_dense(cls, targets: Int[Tensor, "rows"], rows: Float[Tensor, "rows nodes"]) -> EdgeTable:
         """The nonzero entries of dense rows."""
-        row, column = rows.nonzero(as_tuple=True)
-        counts = torch.bincount(row, minlength=len(rows))
-        return cls(targets.cpu(), _starts(counts.cpu()), column.int().cpu(), rows[row, column].float().cpu())
+        if rows.shape[1] > _MOST_NODES:
+            raise ValueError(f"{rows.shape[1]} nodes: an edge has its source as a 32-bit number")
+        counts, sources, weights = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0).int()], [torch.zeros(0)]
+        # Some rows at a time: indices of nonzero entries take several times the memory of the entries.
+        for part in rows.split(max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))):
+            row, column = part.nonzero(as_tuple=True)
+            counts.append(torch.bincount(row, minlength=len(part)).cpu())
+            sources.append(column.int().cpu())
+            weights.append(part[row, column].float().cpu())
+        return cls(targets.cpu(), _starts(torch.cat(counts)), torch.cat(sources), torch.cat(weights))
 
     @classmethod
     def empty(cls) -> EdgeTable:
@@ -62,6 +71,11 @@ class EdgeTable:
     @property
     def n_edges(self) -> int:
         return len(self.sources)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the edges."""
+        return self.n_edges * (self.sources.itemsize + self.weights.itemsize)
 
     @cached_property
     def counts(self) -> Int[Tensor, "rows"]:
@@ -87,12 +101,38 @@ class EdgeTable:
         """These rows, in this order."""
         counts = self.counts[order]
         starts = _starts(counts)
-        edges = torch.arange(int(starts[-1])) + torch.repeat_interleave(self.starts[order] - starts[:-1], counts)
-        return EdgeTable(self.targets[order], starts, self.sources[edges], self.weights[edges])
+        sources, weights = self.sources.new_empty(int(starts[-1])), self.weights.new_empty(int(starts[-1]))
+        for first, last in _row_groups(starts):
+            shift = self.starts[order[first:last]] - starts[first:last]
+            here = slice(int(starts[first]), int(starts[last]))
+            edges = torch.arange(here.start, here.stop) + torch.repeat_interleave(shift, counts[first:last])
+            sources[here], weights[here] = self.sources[edges], self.weights[edges]
+        return EdgeTable(self.targets[order], starts, sources, weights)
 
     def sorted(self) -> EdgeTable:
         """Rows in node order."""
         return self.rows(self.targets.argsort(stable=True))
+
+    @classmethod
+    def in_node_order(cls, tables: Sequence[EdgeTable]) -> EdgeTable:
+        """The rows of all tables by their targets, with no second copy of the edges on the way."""
+        targets = torch.cat([table.targets for table in tables])
+        order = targets.argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        counts = torch.cat([table.counts for table in tables])
+        starts = _starts(counts[order])
+        sources = torch.empty(int(starts[-1]), dtype=torch.int32)
+        weights = torch.empty(int(starts[-1]))
+        row = 0
+        for table in tables:
+            bounds = table.starts.tolist()
+            for first, last in pairwise(bounds):
+                start = int(starts[place[row]])
+                sources[start : start + last - first] = table.sources[first:last]
+                weights[start : start + last - first] = table.weights[first:last]
+                row += 1
+        return cls(targets[order], starts, sources, weights)
 
     def where(self, kept: Bool[Tensor, "edges"]) -> EdgeTable:
         """These edges only; every row stays, if only as an empty one."""
@@ -104,8 +144,9 @@ class EdgeTable:
         targets = new_index[self.targets]
         tables = [EdgeTable.empty()]
         # Densely, some rows at a time: sorting millions of renamed edges costs several times as much.
-        for first in range(0, len(targets), _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, len(targets))
+        step = max(1, _NUMBERS_AT_ONCE // max(1, n_nodes))
+        for first in range(0, len(targets), step):
+            last = min(first + step, len(targets))
             span = slice(int(self.starts[first]), int(self.starts[last]))
             row = torch.repeat_interleave(torch.arange(last - first), self.counts[first:last])
             rows = torch.zeros(last - first, n_nodes, dtype=torch.float64)
@@ -122,3 +163,12 @@ class EdgeTable:
 
 def _starts(counts: Int[Tensor, "rows"]) -> Int[Tensor, "rows+1"]:
     return torch.cat([torch.zeros(1, dtype=torch.long), counts.long().cumsum(0)])
+
+
+def _row_groups(starts: Int[Tensor, "rows+1"]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of rows that together have not too many edges, in order."""
+    bounds, first = starts.tolist(), 0
+    for last in range(1, len(bounds)):
+        if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > _NUMBERS_AT_ONCE:
+            yield first, last
+            first = last

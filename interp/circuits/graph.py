@@ -2,6 +2,7 @@
 
     graph = AttributionGraph.from_edges(edges)
     graph.prune(node_threshold=0.8, edge_threshold=0.98).save("graph.json")
+    graph.save("graph.safetensors")                         # every edge; AttributionGraph.load reads both
 
 Scores and influences are those of the graph as it was computed; pruning leaves them as they are.
 """
@@ -22,11 +23,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.circuits.attribution import AttributionEdges
-from interp.circuits.document import document_of, record_of
-from interp.circuits.influence import graph_scores, influence_of
+from interp.circuits.document import document_of, metadata_of, record_of
+from interp.circuits.influence import flow_of, scores_of
 from interp.circuits.nodes import NodeKind
-from interp.circuits.prune import cumulative_share, prune
+from interp.circuits.prune import cumulative_share, edges_of, prune
 from interp.circuits.record import GraphRecord
+from interp.circuits.sparse_file import record_of_tensors, write_tensors
 from interp.errors import SourceError, SpecError
 
 _NAME = re.compile(r"^[A-Za-z0-9_.-]+$")
@@ -63,15 +65,15 @@ class AttributionGraph(GraphRecord):
         if len(tokens) != edges.nodes.n_pos:
             raise SpecError("a graph shows one text for each token", value=len(tokens), expected=str(edges.nodes.n_pos))
         prompt = edges.prompt if prompt is None else prompt
-        _, influence, _ = influence_of(edges.nodes, edges.edges, edges.probabilities)
+        flow = flow_of(edges.nodes, edges.edges, edges.probabilities)
         return cls(
             **{name: getattr(edges, name) for name in _AS_COMPUTED},
-            influence=cumulative_share(influence),
+            influence=cumulative_share(flow.influence),
             tokens=tokens,
             prompt=prompt,
             slug=_checked_name("slug", slug or default_slug(prompt, edges.ids)),
             scan=_checked_name("scan", scan or _DEFAULT_SCAN),
-            scores=graph_scores(edges.nodes, edges.edges, edges.probabilities),
+            scores=scores_of(edges.nodes, flow, edges.probabilities),
             pruning=None,
             provenance=dict(provenance or {}),
             created_ms=time.time_ns() // 1_000_000 if created_ms is None else created_ms,
@@ -89,9 +91,8 @@ class AttributionGraph(GraphRecord):
         chosen = prune(self.nodes, self.edges, self.probabilities, constants=constants, **thresholds)
         kept = chosen.nodes[self.nodes.span(NodeKind.FEATURE)]
         nodes, new_index = self.nodes.keeping(kept)
-        edges = self.edges.where(chosen.edges)
-        rows = chosen.nodes[edges.targets].nonzero().flatten()
-        edges = edges.rows(rows)
+        rows = chosen.nodes[self.edges.targets].nonzero().flatten()
+        edges = self.edges.rows(rows).where(chosen.edges[edges_of(self.edges, rows)])
         still_there = torch.ones(len(self.nodes), dtype=torch.bool)
         still_there[self.nodes.span(NodeKind.FEATURE)] = kept
         return replace(
@@ -111,15 +112,28 @@ class AttributionGraph(GraphRecord):
         """The graph document that circuit-tracer's page and Neuronpedia read (`interp.circuits.document`)."""
         return document_of(self)
 
+    def metadata(self) -> dict[str, Any]:
+        """What the document says of the graph as a whole: a page lists graphs by it."""
+        return metadata_of(self)
+
     def to_bytes(self) -> bytes:
         """The graph document as a file has it."""
         return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
     def save(self, path: str | Path) -> None:
-        """Write the graph document; a reader never sees half of it."""
+        """Write the graph document, or tensors if the name ends in .safetensors; a reader never sees half of it.
+
+        Raises:
+            SpecError: the name ends in something else.
+        """
         path = Path(path)
+        if path.suffix not in (".json", ".safetensors"):
+            raise SpecError("a graph is saved as JSON or as tensors", value=str(path), expected=".json or .safetensors")
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(self.to_bytes())
+        if path.suffix == ".safetensors":
+            write_tensors(self, partial)
+        else:
+            partial.write_bytes(self.to_bytes())
         partial.replace(path)
 
     @classmethod
@@ -127,9 +141,10 @@ class AttributionGraph(GraphRecord):
         """Read what `save` wrote.
 
         Raises:
-            SourceError: there is no such file, or it is no graph document of `interp`.
+            SourceError: there is no such file, or it is no graph of `interp`.
         """
-
+        if Path(path).suffix == ".safetensors":
+            return cls(**vars(record_of_tensors(path)))
         try:
             document = json.loads(Path(path).read_bytes())
         except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ count as errors: they are not explained by this graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +28,10 @@ from torch import Tensor
 from interp.circuits.edges import EdgeTable
 from interp.circuits.nodes import CONSTANTS, UNEXPLAINED, NodeIndex, NodeKind
 
-_LEAST_ROW_SUM = 1e-10
+LEAST_ROW_SUM = 1e-10
+"""Shares of a row without edges are 0."""
+
+_EDGES_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def counted_sources(nodes: NodeIndex, constants: bool) -> Bool[Tensor, "nodes"]:
 def edge_shares(edges: EdgeTable, counted: Bool[Tensor, "nodes"]) -> Float[Tensor, "edges"]:
     """A': the share of each edge in its target; 0 for sources that do not count."""
     sizes = edges.weights.double().abs() * counted[edges.sources.long()]
-    sums = edges.row_sums(sizes).clamp(min=_LEAST_ROW_SUM)
+    sums = edges.row_sums(sizes).clamp(min=LEAST_ROW_SUM)
     return sizes / torch.repeat_interleave(sums, edges.counts)
 
 
@@ -115,17 +118,70 @@ def influence_of(
     return rows.shares, influence, influence + weights
 
 
-def graph_scores(
+class Flow(NamedTuple):
+    """What one pass over a graph gives of every node.
+
+    Attributes:
+        influence: I.
+        unexplained: err, the share of errors in what flows into it.
+    """
+
+    influence: Float[Tensor, "nodes"]
+    unexplained: Float[Tensor, "nodes"]
+
+
+def flow_of(
     nodes: NodeIndex, edges: EdgeTable, probabilities: Float[Tensor, "logits"], constants: bool = False
-) -> Scores:
+) -> Flow:
+    """I and err of each node of a graph whose rows are in node order.
+
+    The same as `influence_of` without the shares of edges: some rows at a time, which stay in the processor's cache,
+    and nothing as large as the graph is made.
+    """
+    counted, errors = counted_sources(nodes, constants).double(), nodes.mask(*UNEXPLAINED).double()
+    reach, unexplained = logit_weights(nodes, probabilities), torch.zeros(len(nodes), dtype=torch.float64)
+    weights = reach.clone()
+    for first, last in _from_the_top(nodes, edges):
+        targets, counts = edges.targets[first:last].long(), edges.counts[first:last]
+        span = slice(int(edges.starts[first]), int(edges.starts[last]))
+        sources, sizes = edges.sources[span], edges.weights[span].double().abs_()
+        sizes.mul_(counted.index_select(0, sources))
+        sums = _sums(sizes, counts).clamp_(min=LEAST_ROW_SUM)
+        unexplained[targets] = _sums(sizes * errors.index_select(0, sources), counts) / sums
+        reach.index_add_(0, sources, sizes.mul_(torch.repeat_interleave(reach[targets] / sums, counts)))
+    return Flow(reach - weights, unexplained)
+
+
+def _from_the_top(nodes: NodeIndex, edges: EdgeTable) -> Iterator[tuple[int, int]]:
+    """Groups of rows of one level and of some `_EDGES_AT_ONCE` edges, the highest level first."""
+    levels = nodes.layers[edges.targets.long()]
+    for level in levels.unique().flip(0).tolist():
+        first, end = Rows(edges, edges.weights, levels).at(level)
+        while first < end:
+            enough = torch.tensor(int(edges.starts[first]) + _EDGES_AT_ONCE)
+            last = min(end, max(first + 1, int(torch.searchsorted(edges.starts, enough, right=True)) - 1))
+            yield first, last
+            first = last
+
+
+def _sums(values: Float[Tensor, "edges"], counts: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    return torch.segment_reduce(values, "sum", lengths=counts, initial=0.0)
+
+
+def scores_of(nodes: NodeIndex, flow: Flow, probabilities: Float[Tensor, "logits"]) -> Scores:
     """Replacement and completeness score; 1 where there is nothing to explain."""
-    shares, influence, reach = influence_of(nodes, edges, probabilities, constants)
-    errors = nodes.mask(*UNEXPLAINED)
-    by_tokens, by_errors = float(influence[nodes.span(NodeKind.TOKEN)].sum()), float(influence[errors].sum())
-    unexplained = torch.zeros(len(nodes), dtype=torch.float64)
-    unexplained[edges.targets.long()] = edges.row_sums(shares * errors[edges.sources.long()])
+    influence, reach = flow.influence, flow.influence + logit_weights(nodes, probabilities)
+    by_tokens = float(influence[nodes.span(NodeKind.TOKEN)].sum())
+    by_errors = float(influence[nodes.mask(*UNEXPLAINED)].sum())
     total = float(reach.sum())
     return Scores(
         replacement=by_tokens / (by_tokens + by_errors) if by_tokens + by_errors > 0 else 1.0,
-        completeness=float(((1 - unexplained) * reach).sum()) / total if total > 0 else 1.0,
+        completeness=float(((1 - flow.unexplained) * reach).sum()) / total if total > 0 else 1.0,
     )
+
+
+def graph_scores(
+    nodes: NodeIndex, edges: EdgeTable, probabilities: Float[Tensor, "logits"], constants: bool = False
+) -> Scores:
+    """`scores_of` a graph whose rows are in node order."""
+    return scores_of(nodes, flow_of(nodes, edges, probabilities, constants), probabilities)

@@ -8,7 +8,7 @@
     mlp_bias    [n_layers]                                the transcoder's decoder bias, over all positions
     readout     one                                       the bias of the target's own read-out
     token       [n_pos]                                   embeddings (with learned positions)
-    logit       the target logits, most probable first
+    logit       what the graph explains: target logits, most probable first, or other targets
 
 `bos`, biases and `readout` are the constants of the frozen model: nothing flows into them. They are there so that the
 incoming edges of a target add up to its pre-activation. They are kept by layer and not by position: a constant has no
@@ -19,7 +19,7 @@ Layers are numbered 0 .. n_layers - 1 over all groups of blocks. A layer without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from math import isqrt
@@ -56,13 +56,15 @@ class NodeIndex:
 
     Attributes:
         features: (layer, pos, latent) of each feature, sorted.
-        logits: vocabulary index of each target logit.
+        logits: vocabulary index of each target logit; -1, -2, .. for targets that are no token's logit.
+        logit_pos: the position that they are read at; None: the last.
     """
 
     n_layers: int
     n_pos: int
     features: Int[Tensor, "features 3"]
     logits: Int[Tensor, "logits"]
+    logit_pos: int | None = None
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
@@ -128,11 +130,12 @@ class NodeIndex:
 
     @cached_property
     def positions(self) -> Int[Tensor, "nodes"]:
-        """Position of each node: 0 for constants, the last for logits."""
+        """Position of each node: 0 for constants."""
         along = torch.arange(self.n_pos)
         grid, none = along.repeat(self.n_layers), torch.zeros(3 * self.n_layers + 1, dtype=torch.long)
-        last = torch.full((self.n_logits,), self.n_pos - 1)
-        return torch.cat([self.features[:, 1].long(), grid, grid, none, along, last])
+        read_at = self.n_pos - 1 if self.logit_pos is None else self.logit_pos
+        top = torch.full((self.n_logits,), read_at)
+        return torch.cat([self.features[:, 1].long(), grid, grid, none, along, top])
 
     def keeping(self, kept: Bool[Tensor, "features"]) -> tuple[NodeIndex, Int[Tensor, "nodes"]]:
         """These nodes without some features.
@@ -141,7 +144,7 @@ class NodeIndex:
             The nodes that are left, and for each old node its new index; for a feature that is left out, that of the
             `rest` node of its layer and position.
         """
-        left = NodeIndex(self.n_layers, self.n_pos, self.features[kept], self.logits)
+        left = replace(self, features=self.features[kept])
         new_index = torch.arange(len(self)) - (self.n_features - left.n_features)
         cell = self.features[:, 0].long() * self.n_pos + self.features[:, 1]
         new_index[: self.n_features] = torch.where(kept, kept.cumsum(0) - 1, left.span(NodeKind.REST).start + cell)

@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.circuits.edges import EdgeTable
-from interp.circuits.influence import counted_sources, influence_of
+from interp.circuits.influence import counted_sources, flow_of, influence_of
 from interp.circuits.nodes import NodeIndex, NodeKind
 from interp.errors import SpecError
 
@@ -52,21 +52,33 @@ def prune(
         if not 0.0 <= threshold <= 1.0:
             raise SpecError(f"{name} is a share of the total influence", value=threshold, expected="0 .. 1")
     counted = counted_sources(nodes, constants)
-    _, influence, _ = influence_of(nodes, edges, probabilities, constants)
+    influence = flow_of(nodes, edges, probabilities, constants).influence
     kept = top_share(influence, node_threshold)
     kept |= nodes.mask(NodeKind.TOKEN, NodeKind.LOGIT) | ~counted
-    targets, sources = edges.target_of_edge.long(), edges.sources.long()
 
-    inside = kept[targets] & kept[sources]
-    left = edges.where(inside)
+    # Of most rows nothing is left: the rest is done with the few that are.
+    rows = kept[edges.targets.long()].nonzero().flatten()
+    few = edges.rows(rows)
+    targets, sources = few.target_of_edge.long(), few.sources.long()
+    inside = kept[sources]
+    left = few.where(inside)
     shares, _, reach = influence_of(nodes, left, probabilities, constants)
-    strong = torch.zeros(edges.n_edges, dtype=torch.bool)
+    strong = torch.zeros(few.n_edges, dtype=torch.bool)
     strong[inside] = top_share(shares * reach[targets[inside]], edge_threshold)
 
     kept, strong = _drop_dangling(nodes, kept, strong, targets, sources, counted)
     constant = ~counted[sources] & kept[targets]
     used = torch.zeros(len(nodes), dtype=torch.bool).index_fill_(0, sources[constant], True)
-    return Pruned((kept & counted) | used, strong | constant, cumulative_share(influence))
+    chosen = torch.zeros(edges.n_edges, dtype=torch.bool)
+    chosen[edges_of(edges, rows)] = strong | constant
+    return Pruned((kept & counted) | used, chosen, cumulative_share(influence))
+
+
+def edges_of(edges: EdgeTable, rows: Int[Tensor, "some"]) -> Int[Tensor, "edges"]:
+    """Where the edges of these rows are, in the order of `edges.rows(rows)`."""
+    counts = edges.counts[rows]
+    ends = counts.cumsum(0)
+    return torch.arange(int(counts.sum())) + torch.repeat_interleave(edges.starts[rows] - ends + counts, counts)
 
 
 def _drop_dangling(

@@ -2,26 +2,30 @@
 
 `ReplacementModel(hooked, transcoders).build(ids)` runs the model once, on the unchanged model, and freezes what it saw
 (see `interp.circuits.state`). Errors make up for what the transcoders miss, so the frozen model computes exactly what
-the model computes on this prompt.
+the model computes on this prompt. Where MLPs are kept, it is the model with its adapters that is run: their output is
+added to what MLPs write.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.circuits.freeze import BlockReader, collect, freeze_block
+from interp.circuits.freeze import Active, BlockReader, PatternKeeper, collect, freeze_block
+from interp.circuits.memory import DEFAULT_MEMORY, PromptSize, spills_patterns
+from interp.circuits.replacements import MlpRule, Replacement, Transcoders, layer_named, replacement_of, uncovered
+from interp.circuits.spill import Spill
 from interp.circuits.state import FrozenAdapter, FrozenHead, ReplacementState
-from interp.dictionaries.transcoder import Transcoder
-from interp.errors import DictionaryError, HookError, PromptError, SpecError
-from interp.spec.hookpoints import mlp_pair
+from interp.errors import DictionaryError, PromptError, SpecError
 from interp.wrapper import HookedModel
 from interp.wrapper.activations import ActivationCache
+from interp.wrapper.hooked import Hook
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +36,11 @@ class ReplacementModel:
     """A hooked model with transcoders for its MLPs.
 
     Args:
-        transcoders: by MLP (`layers.3.mlp`, or its `mlp_in` or `mlp_out` hook point), or one for each layer in order.
-            An MLP without one is a source that is not explained: its whole output is an error. They are moved to the
-            model's device.
+        transcoders: by MLP (`layers.3.mlp`, or its `mlp_in` or `mlp_out` hook point), one for each layer in order, or
+            one cross-layer transcoder. An MLP without features is a source that is not explained: its whole output is
+            an error. They are moved to the model's device.
+        mlp: `replaced`: they stand for their MLPs; `kept`: they are adapters, whose output is added to the MLP's, and
+            MLPs are made linear by the RelP rules (`interp.wrapper.mlp`).
         bos: `auto`: a BOS token at position 0 has one constant source a layer in place of features and error, since its
             activations are of another size than all others; `keep`, `never`: it is a position like any other.
         max_tokens: a longer prompt is refused; None: only the model's own limit holds.
@@ -42,52 +48,87 @@ class ReplacementModel:
     Raises:
         ModelMismatch: a transcoder that was trained on another model.
         DictionaryError: something that cannot stand for an MLP of this model.
+        ModelError: MLPs that are to be kept and that RelP cannot make linear.
     """
 
     def __init__(
         self,
         hooked: HookedModel,
-        transcoders: Mapping[str, Transcoder] | Sequence[Transcoder],
+        transcoders: Transcoders,
         *,
+        mlp: MlpRule = "replaced",
         bos: BosRule = "auto",
         max_tokens: int | None = None,
     ):
         if bos not in ("auto", "keep", "never"):
             raise SpecError("there is no such rule for BOS", value=bos, expected="auto, keep or never")
         self.hooked, self.bos, self.max_tokens = hooked, bos, max_tokens
-        self.transcoders = _by_layer(hooked, transcoders)
+        self.replacement = replacement_of(hooked, transcoders, mlp)
+        if missing := uncovered(hooked, self.replacement):
+            logger.info("MLPs without features are left as they are: %s", ", ".join(missing))
 
     @torch.no_grad()
-    def build(self, ids: Int[Tensor, "pos"] | Int[Tensor, "1 pos"] | Sequence[int]) -> ReplacementState:
+    def build(
+        self, ids: Int[Tensor, "pos"] | Int[Tensor, "1 pos"] | Sequence[int], *, memory: int = DEFAULT_MEMORY
+    ) -> ReplacementState:
         """Run the model on a prompt and freeze it there.
 
+        Args:
+            memory: bytes that the prompt may use; patterns go to disk if they are a large part of it.
+
         Raises:
-            PromptError: an empty or too long prompt, or a token that the model does not know.
+            PromptError: an empty or too long prompt, one that does not fit, or a token that the model does not know.
         """
-        prompt = self._checked(torch.as_tensor(ids))
+        prompt = self.checked(torch.as_tensor(ids))
         topology, view = self.hooked.topology, self.hooked.frozen
+        patterns = PatternKeeper(Spill() if spills_patterns(self._size(len(prompt)), memory) else None)
         with self.hooked.eager_attention():
-            cache = self.hooked.run_with_cache(prompt[None].to(self.hooked.device), self._hook_points())
-        constant = self._constant_positions(prompt).to(self.hooked.device)
-        layers, found = [], []
-        for block, transcoder in zip(view.blocks, self.transcoders, strict=True):
-            layer, features = freeze_block(block, BlockReader(cache, block.name), transcoder, constant)
-            layers.append(layer)
-            found.append(features)
-        logits = self._last_logits(cache["final_norm"])
+            ids_on_device = prompt[None].to(self.hooked.device)
+            hooks = {**self._adapters(), **{f"{block.name}.attn_pattern": patterns.keep for block in view.blocks}}
+            cache = self.hooked.run_with_cache(ids_on_device, self._hook_points(), hooks=hooks)
+        constant = self.constant_positions(prompt).to(self.hooked.device)
+        active: dict[int, Active] = {}
+        layers = tuple(
+            freeze_block(
+                block, BlockReader(cache, block.name, patterns[block.name]), self.replacement, constant, active
+            )
+            for block in view.blocks
+        )
         return ReplacementState(
             ids=prompt,
             embeddings=cache[f"{topology.block_name(0)}.resid_pre"][0].float(),
-            layers=tuple(layers),
+            layers=layers,
             adapter=self._freeze_adapter(cache),
             head=self._freeze_head(cache),
-            features=collect(found, len(prompt)),
+            replacement=self.replacement,
+            features=collect(active, len(layers), len(prompt)),
             constant=constant,
-            logits=logits,
-            probabilities=self.hooked.softcapped(logits).softmax(-1),
         )
 
-    def _checked(self, ids: Tensor) -> Int[Tensor, "pos"]:
+    def layer_of(self, at: str) -> int:
+        """The layer of an MLP that has features, such as `layers.3.mlp`.
+
+        Raises:
+            DictionaryError: there is no such MLP, or it has no features.
+        """
+        layer = layer_named(self.hooked, at)
+        if not self.replacement.has_features(layer):
+            raise DictionaryError("this MLP has no features", value=at, expected="an MLP with a transcoder")
+        return layer
+
+    def stream(self, ids: Int[Tensor, "pos"], hook: str) -> Float[Tensor, "pos d_model"]:
+        """An activation of the model, with its adapters if it has any, in float32."""
+        # Attention as `build` had it: other implementations round in another way.
+        with self.hooked.eager_attention():
+            cache = self.hooked.run_with_cache(ids[None].to(self.hooked.device), [hook], hooks=self._adapters())
+        return cache[hook][0].float()
+
+    def checked(self, ids: Tensor) -> Int[Tensor, "pos"]:
+        """A prompt as `build` takes it, on the CPU.
+
+        Raises:
+            PromptError: as `build`.
+        """
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim != 1:
@@ -114,7 +155,8 @@ class ReplacementModel:
             )
         return ids.long().cpu()
 
-    def _constant_positions(self, ids: Tensor) -> Bool[Tensor, "pos"]:
+    def constant_positions(self, ids: Tensor) -> Bool[Tensor, "pos"]:
+        """Where MLPs are held constant."""
         constant = torch.zeros(len(ids), dtype=torch.bool)
         bos = self.hooked.bos_token_id
         if bos is None:
@@ -122,9 +164,20 @@ class ReplacementModel:
         constant[0] = self.bos == "auto" and bos is not None and int(ids[0]) == bos
         return constant
 
+    def _size(self, n_pos: int) -> PromptSize:
+        blocks = self.hooked.frozen.blocks
+        return PromptSize(
+            n_layers=len(blocks),
+            n_pos=n_pos,
+            d_model=max(block.d_model for block in blocks),
+            n_heads=max(block.n_heads for block in blocks),
+            d_ff=max(block.known_mlp.up.weight.shape[0] for block in blocks) if self.replacement.keeps_mlp else 0,
+            itemsize=self.hooked.dtype.itemsize,
+        )
+
     def _hook_points(self) -> list[str]:
         topology = self.hooked.topology
-        sites = ["resid_pre", "attn_pattern", "mlp_in", "mlp_out"] + ([] if topology.parallel else ["resid_mid"])
+        sites = ["resid_pre", "mlp_in", "mlp_out"] + ([] if topology.parallel else ["resid_mid"])
         blocks = [topology.block_name(layer) for layer in range(topology.n_layers)]
         names = [f"{block}.{site}" for block in blocks for site in sites]
         names += [f"{block}.resid_post" for block in {blocks[-1], *self._before_adapter()}]
@@ -144,68 +197,54 @@ class ReplacementModel:
 
     def _freeze_head(self, cache: ActivationCache) -> FrozenHead:
         view, topology = self.hooked.frozen, self.hooked.topology
-        stream = cache[f"{topology.block_name(topology.n_layers - 1)}.resid_post"][0, -1].float()
-        return FrozenHead(view.final_norm, view.final_norm.denominator(stream), view.unembed.W_U, view.unembed.bias)
-
-    def _last_logits(self, normed: Float[Tensor, "1 pos d_model"]) -> Float[Tensor, "d_vocab"]:
-        # The model's own head, at the last position only: the others would cost n_pos * d_vocab numbers.
-        return self.hooked.model.get_submodule(self.hooked.family.head)(normed[:, -1])[0].float()
-
-
-def _by_layer(
-    hooked: HookedModel, transcoders: Mapping[str, Transcoder] | Sequence[Transcoder]
-) -> tuple[Transcoder | None, ...]:
-    topology = hooked.topology
-    if not isinstance(transcoders, Mapping):
-        if len(transcoders) != topology.n_layers:
-            raise DictionaryError(
-                "a list of transcoders must have one for each layer",
-                value=len(transcoders),
-                expected=str(topology.n_layers),
-                remedy="give a mapping from MLP to transcoder to leave some out",
-            )
-        transcoders = {f"{topology.block_name(layer)}.mlp": each for layer, each in enumerate(transcoders)}
-    placed: dict[int, Transcoder] = {}
-    for name, transcoder in transcoders.items():
-        layer = _layer_named(hooked, name)
-        if layer in placed:
-            raise DictionaryError("two transcoders stand for one MLP", value=name, expected="one for each MLP")
-        _check_fits(hooked, f"{topology.block_name(layer)}.mlp", transcoder)
-        placed[layer] = transcoder.to(hooked.device)
-    if not placed:
-        raise DictionaryError("there are no transcoders", expected="at least one MLP with a transcoder")
-    missing = [topology.block_name(layer) for layer in range(topology.n_layers) if layer not in placed]
-    if missing:
-        logger.info("MLPs without a transcoder are left as errors: %s", ", ".join(missing))
-    return tuple(placed.get(layer) for layer in range(topology.n_layers))
-
-
-def _layer_named(hooked: HookedModel, name: str) -> int:
-    site = name.rsplit(".", 1)[-1]
-    try:
-        return hooked.topology.layer_of(mlp_pair(name)[1] if site == "mlp" else name)
-    except HookError as error:
-        raise DictionaryError(
-            "a transcoder stands for an MLP that the model does not have",
-            value=name,
-            expected=f"<group>.<layer>.mlp, such as {hooked.topology.block_name(0)}.mlp",
-        ) from error
-
-
-def _check_fits(hooked: HookedModel, name: str, transcoder: Transcoder) -> None:
-    config = transcoder.config
-    mlp_in, mlp_out = mlp_pair(name)
-    transcoder.check_model(hooked)
-    if (config.hook_in, config.hook_out) != (mlp_in, mlp_out):
-        raise DictionaryError(
-            f"this dictionary does not stand for {name}",
-            value=f"{config.kind}: {config.hook_in} -> {config.hook_out}",
-            expected=f"a transcoder: {mlp_in} -> {mlp_out}",
+        stream = cache[f"{topology.block_name(topology.n_layers - 1)}.resid_post"][0].float()
+        return FrozenHead(
+            norm=view.final_norm,
+            denominator=view.final_norm.denominator(stream),
+            normed=cache["final_norm"][0],
+            W_U=view.unembed.W_U,
+            bias=view.unembed.bias,
+            softcap=topology.logit_softcap,
         )
-    width = hooked.topology.width(mlp_out)
-    if (config.d_in, config.d_out) != (width, width):
-        raise DictionaryError(
-            f"the transcoder for {name} has another width than the model",
-            value=f"{config.d_in} -> {config.d_out}",
-            expected=f"{width} -> {width}",
-        )
+
+    def _adapters(self) -> dict[str, Hook]:
+        """Where MLPs are kept: what adds the features' output to theirs."""
+        if not self.replacement.keeps_mlp:
+            return {}
+        adapters = RunningAdapters(self.replacement)
+        hooks: dict[str, Hook] = {}
+        for layer in range(self.hooked.topology.n_layers):
+            if self.replacement.has_features(layer):
+                block = self.hooked.topology.block_name(layer)
+                hooks[f"{block}.mlp_in"] = partial(adapters.read, layer)
+                hooks[f"{block}.mlp_out"] = partial(adapters.write, layer)
+        return hooks
+
+
+class RunningAdapters:
+    """Adapters in a forward pass of the model: features are encoded as MLPs read, and written as MLPs write."""
+
+    def __init__(self, replacement: Replacement):
+        self.replacement = replacement
+        self.activations: dict[int, Tensor] = {}
+        self.mlp_in: dict[int, Tensor] = {}
+        self._last_reader = {s: layer for layer in range(replacement.n_layers) for s in replacement.writers(layer)}
+
+    def read(self, layer: int, mlp_in: Tensor, name: str) -> None:
+        self.mlp_in[layer] = mlp_in
+        if self.replacement.has_features(layer):
+            self.activations[layer] = self.replacement.encode(layer, mlp_in)
+
+    def write(self, layer: int, mlp_out: Tensor, name: str) -> Tensor:
+        mlp_in = self.mlp_in.pop(layer)
+        total = mlp_out.to(torch.promote_types(mlp_out.dtype, torch.float32))
+        for source in self.replacement.writers(layer):
+            decoder = self.replacement.decoder(source, layer)
+            # A number for each latent and position: no longer held than it takes.
+            held = self.activations.pop(source) if self._last_reader[source] == layer else self.activations[source]
+            total = total + (held.to(decoder.dtype) @ decoder).to(total.dtype)
+        if (bias := self.replacement.bias(layer)) is not None:
+            total = total + bias.to(total.dtype)
+        if (skip := self.replacement.skip(layer)) is not None:
+            total = total + mlp_in.to(total.dtype) @ skip.T.to(total.dtype)
+        return total.to(mlp_out.dtype)

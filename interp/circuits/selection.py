@@ -20,9 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.circuits.edges import EdgeTable
-from interp.circuits.influence import Rows, logit_weights, node_influence
-from interp.circuits.nodes import NodeIndex
+from interp.circuits.influence import logit_weights
+from interp.circuits.rows import RowStore
 
 ROUNDS = 16
 _LEAST_ROUND = 8
@@ -30,36 +29,32 @@ _MANTISSA_BITS = 14
 
 
 def choose_features(
-    nodes: NodeIndex,
-    logit_rows: EdgeTable,
+    store: RowStore,
     probabilities: Float[Tensor, "logits"],
+    candidates: Bool[Tensor, "features"],
     max_features: int,
-    rows_of: Callable[[Int[Tensor, "features"]], EdgeTable],
-) -> tuple[Bool[Tensor, "features"], EdgeTable]:
-    """The chosen features, and the rows of these and of the logits in node order.
+    add_rows: Callable[[Int[Tensor, "features"]], None],
+) -> Bool[Tensor, "features"]:
+    """The chosen features; the store has the rows of all of them when this returns.
 
     Fewer than `max_features` are chosen if no other feature has any influence.
 
     Args:
-        nodes: all active features.
-        rows_of: computes the rows of some features.
+        store: over all active features, with the rows of the targets.
+        candidates: features that may be chosen.
+        add_rows: computes the rows of some features and puts them into the store.
     """
+    nodes = store.nodes
     chosen = torch.zeros(nodes.n_features, dtype=torch.bool)
     weights, quota = logit_weights(nodes, probabilities), max(_LEAST_ROUND, -(-max_features // ROUNDS))
-    parts = [_in_single_precision(Rows.of(nodes, logit_rows))]
     while (room := max_features - int(chosen.sum())) > 0:
-        influence = node_influence(parts, weights)[: nodes.n_features]
-        best = most_influential(influence * ~chosen, min(quota, room))
+        influence = store.influence(weights)[: nodes.n_features]
+        best = most_influential(influence * (candidates & ~chosen), min(quota, room))
         if not len(best):
             break
         chosen[best] = True
-        parts.append(_in_single_precision(Rows.of(nodes, rows_of(best))))
-    return chosen, EdgeTable.cat([part.edges for part in parts]).sorted()
-
-
-def _in_single_precision(rows: Rows) -> Rows:
-    # The shares of all rounds are held until the last: half the memory, and far more digits than are compared.
-    return rows._replace(shares=rows.shares.float())
+        add_rows(best)
+    return chosen
 
 
 def most_influential(influence: Float[Tensor, "features"], count: int) -> Int[Tensor, "best"]:

@@ -53,12 +53,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        # On a narrow terminal the last column takes several lines.
+        wraps = column == columns[-1]
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=not wraps, overflow="fold")
     for row in rows:
         table.add_row(*row)
     terminal = sys.stdout.isatty()
     # A table that goes into a file or a pipe is as wide as it needs to be.
-    console = Console(markup=False, highlight=False, width=None if terminal else 200)
+    console = Console(markup=False, highlight=False, width=None if terminal else 1000)
     console.print(table)
 
 
@@ -70,6 +72,14 @@ def human(count: float) -> str:
 def human_bytes(count: float) -> str:
     """`64 MiB`: three digits and a power of 1024."""
     return _scaled(count, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"))
+
+
+def human_time(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _scaled(count: float, base: int, units: Sequence[str]) -> str:

@@ -2,11 +2,13 @@
 
 <folder>/dictionaries/<name>/<place>/weights.safetensors, config.json
 <folder>/evaluation.json
-<folder>/graphs/<slug>.json, <folder>/graphs/graph-metadata.json, <folder>/graphs/index.jsonl, failed.jsonl
+<folder>/graphs/<slug>.json, .safetensors, graph-metadata.json, index.jsonl, .parquet, failed.jsonl, features.parquet
+<folder>/graphs/faithfulness/<slug>.json
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,7 @@ def _target(stage: str, name: str) -> str | None:
         return f"dictionaries/{name}"
     if stage == "evaluate" and name == "evaluation.json":
         return name
-    if stage == "trace" and name.endswith((".json", ".jsonl")):
+    if stage == "trace" and name.endswith((".json", ".jsonl", ".parquet", ".safetensors")):
         return f"graphs/{name.removeprefix('graphs/')}"
     return None
 
@@ -46,7 +48,7 @@ def _target(stage: str, name: str) -> str | None:
 def _copy(artifact: Artifact, name: str, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    partial.write_bytes(artifact.local(name).read_bytes())
+    shutil.copyfile(artifact.local(name), partial)
     partial.replace(target)
     return target
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from interp.cli.console import human, print_json, print_line, print_table
 from interp.cli.export import export_results
 from interp.cli.watch import open_watcher
 from interp.errors import SpecError
-from interp.spec.loading import load_study
+from interp.spec.loading import load_study, study_of
 
 if TYPE_CHECKING:
     from interp.plan import Plan
@@ -43,7 +45,30 @@ def run(
 def trace(
     study: StudyFile,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be repeated")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", help="a .txt, .jsonl or .parquet file or URL")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="SOURCE",
+            help="a .txt (one a line), .jsonl or .parquet file or URL; or a folder or quoted glob of .txt files, one "
+            "prompt each",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="what a graph explains: salient (the most probable next tokens), last-token (the prompt's last token, "
+            'which is cut off), or as the study would say it, such as \'{difference: [" he", " she"]}\'',
+        ),
+    ] = None,
+    max_features: Annotated[
+        int | None,
+        typer.Option("--max-features", help="features of a graph at most, by influence; the rest is added up"),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="bytes for one prompt beside the model, such as 8G")
+    ] = None,
     engine: EngineName = "ray",
     store: StoreUrl = None,
     out: OutFolder = None,
@@ -51,12 +76,26 @@ def trace(
 ) -> None:
     """Trace prompts with the dictionaries of a study, which must be there already.
 
-    Without --prompt or --prompts: the study's own prompts.
+    What is not given here is as the study says. A run that was interrupted goes on with the prompts that are left.
     """
     if prompt and prompts:
         raise SpecError("--prompt and --prompts are both given", remedy="give one of them")
     wanted = tuple(prompt) if prompt else prompts
-    _run(_traced_only(load_study(study), wanted), engine, store, out, as_json, fitted=True)
+    changes = {"target": plain_target(target), "max_features": max_features, "memory": memory}
+    _run(traced_only(load_study(study), wanted, **changes), engine, store, out, as_json, fitted=True)
+
+
+def plain_target(text: str | None) -> Any:
+    """A target as a command line says it: YAML, like the study.
+
+    Raises:
+        SpecError: it is none.
+    """
+    try:
+        return None if text is None else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        what = "the target is neither a word nor YAML in braces"
+        raise SpecError(what, value=text, expected="salient, last-token or {tokens: [...]} and the like") from error
 
 
 def run_study_file(
@@ -81,7 +120,7 @@ def _run(
     store = Store.open(store_url or study.store)
     plan = make_plan(study, store)
     if fitted:
-        _require_fitted(plan)
+        require_fitted(plan)
     watcher = open_watcher(quiet=as_json)
     try:
         summary = run_plan(plan, store, lambda: open_engine(engine), watcher)
@@ -95,20 +134,29 @@ def _run(
         _print_summary(summary, store, exported)
 
 
-def _traced_only(study: Study, prompts: tuple[str, ...] | str | None) -> Study:
-    """The study with these prompts, and without what tracing does not need."""
+def traced_only(study: Study, prompts: tuple[str, ...] | str | None, **changes: Any) -> Study:
+    """The study with these prompts and other settings of its trace, and without what tracing does not need.
+
+    Raises:
+        SpecError: the settings do not fit, or there is nothing to trace.
+    """
     data: dict[str, Any] = study.model_dump(mode="json", by_alias=True, exclude_unset=True)
     data.pop("evaluate", None)
-    if prompts is not None:
-        data["trace"] = {**data.get("trace", {}), "prompts": prompts}
-    if "trace" not in data:
+    given = {name: value for name, value in {"prompts": prompts, **changes}.items() if value is not None}
+    if "trace" not in data and prompts is None:
         raise SpecError(
             "the study has no part `trace`", value=study.metadata.name, remedy="give --prompt or --prompts, or add one"
         )
-    return type(study).model_validate(data)
+    data["trace"] = {**data.get("trace", {}), **given}
+    return study_of(data, "the command line and the study")
 
 
-def _require_fitted(plan: Plan) -> None:
+def require_fitted(plan: Plan) -> None:
+    """Refuse a study whose dictionaries are still to be fitted.
+
+    Raises:
+        SpecError: so it is.
+    """
     fit = plan.stage("fit")
     if fit is not None and not fit.cached:
         raise SpecError(
@@ -129,6 +177,8 @@ def _print_summary(summary: RunSummary, store: Store, exported: list[Path]) -> N
         for stage in summary.stages
     ]
     print_table(["stage", "key", "took", "what came out"], rows, right=["took"])
+    for stage in summary.stages:
+        _print_top_features(stage.figures.get("top_features", ()))
     print_line(f"{summary.seconds:.1f} s in all. Where to look:")
     for stage in summary.stages:
         print_line(f"  {stage.stage:<9} {stage.url}  ({_LOOK.get(stage.stage, '')})")
@@ -136,11 +186,30 @@ def _print_summary(summary: RunSummary, store: Store, exported: list[Path]) -> N
         print_line(f"  copied to {path}")
 
 
+def _print_top_features(features: Sequence[Mapping[str, Any]]) -> None:
+    """What matters most over all prompts that were traced."""
+    if not features:
+        return
+    columns = ("feature", "influence", "prompts", "max activation", "most in")
+    rows = [
+        (
+            f"{row['at']}/{row['latent']}",
+            f"{row['influence']:.3g}",
+            str(row["prompts"]),
+            f"{row['max_activation']:.3g}",
+            row["top_prompts"][0],
+        )
+        for row in features
+    ]
+    print_line("Features of the greatest influence on the targets, added up over the prompts:")
+    print_table(columns, rows, right=columns[1:4])
+
+
 _LOOK = {
     "corpus": "tokens, packed",
     "fit": "one folder a dictionary, metrics.jsonl, tensorboard",
     "evaluate": "evaluation.json, evaluation.parquet",
-    "trace": "graphs/*.json, index.jsonl, failed.jsonl",
+    "trace": "graphs/*, index.parquet and .jsonl, features.parquet, failed.jsonl",
 }
 
 

@@ -54,15 +54,27 @@ def train_transcoders(argv: Sequence[str] | None = None) -> None:
 
 def trace(argv: Sequence[str] | None = None) -> None:
     """Console entry `interp-trace`."""
+    from interp.cli.run import plain_target
+
     parser = argparse.ArgumentParser(description="Compute attribution graphs of prompts.", epilog=_STUDY_HINT)
     _model_flags(parser)
     parser.add_argument("--transcoder_dir", required=True, help="a folder of dictionaries that interp wrote")
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", nargs="+", help="one or more prompts")
-    prompts.add_argument("--prompts", help="a .txt, .jsonl or .parquet file or URL of prompts")
+    prompts.add_argument(
+        "--prompts",
+        help="a .txt (one a line), .jsonl or .parquet file or URL; or a folder or quoted glob of .txt, one prompt each",
+    )
+    parser.add_argument(
+        "--target",
+        default="salient",
+        help="salient: the most probable next tokens; last-token: each prompt's last token, which is cut off; or as a "
+        "study says it: '{tokens: [...]}'",
+    )
     parser.add_argument("--output_dir", required=True, help="where graphs and the store go")
     parser.add_argument("--max_features", type=int, default=8192)
-    parser.add_argument("--actors", type=int, default=1, help="prompts traced side by side")
+    parser.add_argument("--memory", default="8G", help="bytes for one prompt beside the model")
+    parser.add_argument("--actors", type=int, default=1, help="prompts traced side by side, at most")
     arguments = parser.parse_args(argv)
     folder = str(Path(arguments.transcoder_dir).resolve()) if Path(arguments.transcoder_dir).exists() else None
     study = _study("trace", arguments, Path(arguments.output_dir)) | {
@@ -70,10 +82,16 @@ def trace(argv: Sequence[str] | None = None) -> None:
         "trace": {
             "prompts": arguments.prompt or arguments.prompts,
             "max_features": arguments.max_features,
-            "actors": {"min": arguments.actors, "max": arguments.actors},
+            "memory": arguments.memory,
+            "actors": {"min": 1, "max": arguments.actors},
         },
     }
-    _guarded(lambda: _run(study, Path(arguments.output_dir), arguments))
+
+    def run() -> None:
+        study["trace"]["target"] = plain_target(arguments.target)
+        _run(study, Path(arguments.output_dir), arguments)
+
+    _guarded(run)
 
 
 _STUDY_HINT = "The study these flags build is kept as study.yaml beside the results."

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from interp.cli.console import human
+from interp.cli.console import human, human_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,14 +33,27 @@ def figures_text(figures: Mapping[str, Any], names: tuple[str, ...] = _SHOWN) ->
 
 
 def rate_text(figures: Mapping[str, Any]) -> str:
-    """`400K/400K tokens  12.3K tokens/s`"""
+    """`400K/400K tokens  12.3K tokens/s`, `137/2000 prompts  0.52 prompts/s  2 actors`"""
     unit = figures.get("unit", "")
     text = ""
     if figures.get("total"):
-        text = f"{human(figures.get('done', 0))}/{human(figures['total'])} {unit}"
+        text = f"{_count(figures.get('done', 0))}/{_count(figures['total'])} {unit}"
     if figures.get("rate"):
         text += f"  {human(figures['rate'])} {unit}/s"
+    if figures.get("actors"):
+        text += f"  {figures['actors']} actor{'s' if figures['actors'] > 1 else ''}"
     return text
+
+
+def left_text(figures: Mapping[str, Any]) -> str:
+    """`59 min left`, at the rate of now."""
+    done, total, rate = figures.get("done", 0), figures.get("total"), figures.get("rate")
+    return f"{human_time((total - done) / rate)} left" if total and rate and total > done else ""
+
+
+def _count(n: float) -> str:
+    """Of prompts every one counts; of tokens three digits do."""
+    return str(n) if n < 10_000 else human(n)
 
 
 class LogWatcher:
@@ -56,7 +69,8 @@ class LogWatcher:
     def progressed(self, stage: PlannedStage, step: str, figures: Mapping[str, Any]) -> None:
         if time.monotonic() - self._last >= LOG_EVERY_S:
             self._last = time.monotonic()
-            _say(f"{stage.stage}: {step}  {rate_text(figures)}  {figures_text(figures)}".rstrip())
+            told = (rate_text(figures), left_text(figures), figures_text(figures))
+            _say("  ".join([f"{stage.stage}: {step}", *(text for text in told if text)]))
 
     def ended(self, summary: StageSummary) -> None:
         _say(f"{summary.stage}: " + ("cached" if summary.cached else f"done in {summary.seconds:.1f} s"))
@@ -69,7 +83,7 @@ class BarWatcher:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._bars: Progress = Progress(
             SpinnerColumn(),
@@ -78,14 +92,14 @@ class BarWatcher:
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[figures]}", style="cyan"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=Console(stderr=True),
         )
         self._task: TaskID | None = None
         self._bars.start()
 
     def began(self, stage: PlannedStage) -> None:
-        self._task = self._bars.add_task("", total=None, name=stage.stage, rate="", figures="")
+        self._task = self._bars.add_task("", total=None, name=stage.stage, rate="", figures="", left="")
 
     def progressed(self, stage: PlannedStage, step: str, figures: Mapping[str, Any]) -> None:
         if self._task is not None:
@@ -95,6 +109,7 @@ class BarWatcher:
                 total=figures.get("total"),
                 rate=rate_text(figures) or step,
                 figures=figures_text(figures),
+                left=left_text(figures),
             )
 
     def ended(self, summary: StageSummary) -> None:

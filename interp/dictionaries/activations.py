@@ -36,12 +36,10 @@ from interp.spec.dictionary import ActivationSpec, BatchTopK, Gated, JumpReLU, R
 class PenaltyInputs:
     """What a sparsity penalty may look at besides the activations."""
 
-    b_enc: Float[Tensor, "n_latents"]
-    W_dec: Float[Tensor, "n_latents d_out"]
     target_variance: float
     """Total variance of the target of one token."""
-    residual_frozen: Callable[[Tensor], Tensor]
-    """Activations -> target minus reconstruction, through a decoder that gets no gradient."""
+    decoder_norms: Callable[[], Float[Tensor, "n_latents"]]
+    """The norm of what each latent writes, wherever it writes."""
 
 
 class Activation(nn.Module, ABC):
@@ -74,6 +72,10 @@ class Activation(nn.Module, ABC):
 
     def penalty(self, codes: Codes, inputs: PenaltyInputs) -> Tensor | None:
         """The sparsity penalty, its coefficient included."""
+        return None
+
+    def gate(self, codes: Codes) -> Float[Tensor, "batch n_latents"] | None:
+        """Activations that should reconstruct the target as well, through decoders that get no gradient from it."""
         return None
 
     @torch.no_grad()
@@ -169,7 +171,7 @@ class ReLUActivation(Activation):
         return pre.relu()
 
     def penalty(self, codes: Codes, inputs: PenaltyInputs) -> Tensor:
-        return self.spec.l1 / inputs.target_variance * (codes.values @ inputs.W_dec.norm(dim=-1)).sum()
+        return self.spec.l1 / inputs.target_variance * (codes.values @ inputs.decoder_norms()).sum()
 
 
 class JumpReLUActivation(Activation):
@@ -219,11 +221,11 @@ class GatedActivation(Activation):
         return scale, self.b_mag[latents] - scale * b_enc[latents]
 
     def penalty(self, codes: Codes, inputs: PenaltyInputs) -> Tensor:
+        return self.spec.l1 / inputs.target_variance * (self.gate(codes) @ inputs.decoder_norms()).sum()
+
+    def gate(self, codes: Codes) -> Tensor:
         assert codes.pre is not None
-        gate = codes.pre.relu()
-        auxiliary = inputs.residual_frozen(gate).square().sum()
-        sparsity = (gate @ inputs.W_dec.norm(dim=-1)).sum()
-        return (self.spec.l1 * sparsity + auxiliary) / inputs.target_variance
+        return codes.pre.relu()
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:

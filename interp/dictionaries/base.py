@@ -1,4 +1,4 @@
-"""What every dictionary is: an affine encoder, an activation, an affine decoder.
+"""What a dictionary of one place is: an affine encoder, an activation, an affine decoder.
 
     z = W_enc x + b        b = b_enc, less W_enc b_dec for an SAE (its pre-bias)
     a = activation(z)
@@ -10,8 +10,7 @@ activations in whatever units its weights have; one on disk reads and gives raw 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +19,18 @@ from torch import Tensor, nn
 
 from interp.dictionaries.activations import Activation, TopKActivation, build_activation
 from interp.dictionaries.codes import Codes
-from interp.dictionaries.config import DictionaryConfig, Kind
+from interp.dictionaries.config import DictionaryConfig
+from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.initialise import initialise
-from interp.errors import DictionaryError, ModelMismatch
-
-UNCHECKED = "unchecked"
-"""Stands for the model in `load` when there is none to compare with. Say it only for weights, never to trace."""
+from interp.errors import DictionaryError
 
 
-@runtime_checkable
-class HasFingerprint(Protocol):
-    """A model that knows what it is: a `HookedModel`."""
+class SparseDictionary(Dictionary):
+    """Common to sparse autoencoders and transcoders: what reads one hook point and replaces one."""
 
-    @property
-    def fingerprint(self) -> str: ...
-
-
-class SparseDictionary(nn.Module):
-    """Common to sparse autoencoders and transcoders. New weights are random by `seed`."""
-
-    kinds: ClassVar[tuple[Kind, ...]] = ("sae", "transcoder", "skip-transcoder")
+    kinds: ClassVar[tuple[str, ...]] = ("sae", "transcoder", "skip-transcoder")
     has_pre_bias: ClassVar[bool] = False
+    config: DictionaryConfig
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -48,12 +38,7 @@ class SparseDictionary(nn.Module):
     W_skip: nn.Parameter | None
 
     def __init__(self, config: DictionaryConfig, *, seed: int = 0):
-        super().__init__()
-        if config.kind not in self.kinds:
-            raise DictionaryError(
-                f"a {type(self).__name__} cannot be of this kind", value=config.kind, expected=" or ".join(self.kinds)
-            )
-        self.config = config
+        super().__init__(config)
         dtype = getattr(torch, config.dtype)
         n, d_in, d_out = config.n_latents, config.d_in, config.d_out
         self.W_enc = nn.Parameter(torch.empty(n, d_in, dtype=dtype))
@@ -135,56 +120,14 @@ class SparseDictionary(nn.Module):
         """Activations in training, sparse where the kind is."""
         return self.activation.codes(x, self.W_enc, self.encoder_bias(), self.b_enc)
 
-    # --- what it belongs to
+    # --- as any dictionary
 
-    def check_model(self, model: HasFingerprint | str) -> None:
-        """Refuse a model that this dictionary was not trained on.
+    @staticmethod
+    def stored_name(name: str) -> str:
+        return name.removeprefix("activation.")
 
-        Args:
-            model: a hooked model, a fingerprint, or `UNCHECKED`.
+    def encode_at(self, place: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
+        return self.encode(x)
 
-        Raises:
-            ModelMismatch: another model, or a dictionary that names none.
-        """
-        found = model.fingerprint if isinstance(model, HasFingerprint) else model
-        if found == UNCHECKED:
-            return
-        own = self.config.model
-        if own is None or own.fingerprint != found:
-            source = f" ({own.source})" if own else ""
-            raise ModelMismatch(
-                f"the {self.config.kind} at {self.config.at} was trained on another model",
-                value=f"model {found}",
-                expected=f"model {own.fingerprint if own else 'unknown'}{source}",
-                remedy="load the model that it was trained on, or train a dictionary on this one",
-            )
-
-    def save(self, folder: str | Path) -> None:
-        """Write `weights.safetensors` and `config.json` into `folder`."""
-        from interp.dictionaries.files import save
-
-        save(self, Path(folder))
-
-    @classmethod
-    def load(cls, folder: str | Path, *, model: HasFingerprint | str) -> Self:
-        """Read what `save` wrote, for the model that it was trained on.
-
-        Args:
-            folder: where `weights.safetensors` and `config.json` are.
-            model: the hooked model, its fingerprint, or `UNCHECKED`.
-
-        Raises:
-            ModelMismatch: it was trained on another model.
-            DictionaryError: a file is missing or says something impossible, or this class has no such kind.
-        """
-        from interp.dictionaries.files import load
-
-        dictionary = load(Path(folder), model=model)
-        if not isinstance(dictionary, cls):
-            raise DictionaryError(
-                f"{folder} holds no {cls.__name__}",
-                value=dictionary.config.kind,
-                expected=" or ".join(cls.kinds),
-                remedy=f"load it as {type(dictionary).__name__}",
-            )
-        return dictionary
+    def decode_from(self, place: int, activations: Tensor, x: Tensor) -> list[Tensor]:
+        return [self.decode(activations, x)]

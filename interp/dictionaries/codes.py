@@ -11,6 +11,10 @@ from torch import Tensor
 from interp.dictionaries import kernels
 from interp.dictionaries.kernels import Pattern
 
+_SPARSE = 1 / 16
+"""Share of active entries below which a sparse product is the faster one: 5 to 25 times where 0.4 % are active, and
+as fast as the dense one where 25 % are, for 6 decoders of [8192, 512] on one CPU core."""
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -23,6 +27,16 @@ class Codes:
     values: Float[Tensor, "..."]
     pattern: Pattern | None = None
     pre: Float[Tensor, "batch n_latents"] | None = None
+
+    @classmethod
+    def of_dense(cls, activations: Float[Tensor, "batch n_latents"]) -> Codes:
+        """Of activations that are all there, as a pattern if few of them are active."""
+        batch, n_latents = activations.shape
+        entries = activations.flatten()
+        active = entries.nonzero().squeeze(1)
+        if len(active) > _SPARSE * len(entries):
+            return cls(activations)
+        return cls(entries[active], Pattern.of_flat(active, batch, n_latents))
 
     def decode(self, W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "batch d_out"]:
         """The weighted sum of decoder rows, without the bias."""

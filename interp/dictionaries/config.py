@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from interp import __version__
+from interp.errors import HookError
 from interp.spec.base import PositiveCount, SpecModel
 from interp.spec.dictionary import ActivationSpec, BatchTopK, TopK
+from interp.spec.hookpoints import parse
 
 FORMAT: Literal["interp/dictionary/v1"] = "interp/dictionary/v1"
 
 Kind = Literal["sae", "transcoder", "skip-transcoder"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+CROSS_LAYER = "cross-layer"
+"""Where a cross-layer transcoder stands: in no one place."""
 
 
 class ModelIdentity(SpecModel):
@@ -21,6 +29,11 @@ class ModelIdentity(SpecModel):
     source: str
     fingerprint: str = Field(min_length=1)
     family: str = ""
+    foreign: str | None = Field(
+        default=None,
+        description="format of another program that it was read from: such files name no fingerprint, so that "
+        "they belong to this model is the word of whoever used them with it",
+    )
 
 
 class Normalization(SpecModel):
@@ -42,7 +55,7 @@ class DictionaryConfig(SpecModel):
     d_out: PositiveCount
     n_latents: PositiveCount
     activation: ActivationSpec
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Dtype = "float32"
     model: ModelIdentity | None = Field(None, description="absent only in memory: a file always names its model")
     normalization: Normalization = Normalization()
     corpus: str | None = Field(None, description="key of the corpus artifact that it was trained on")
@@ -55,14 +68,98 @@ class DictionaryConfig(SpecModel):
                 f"an SAE reconstructs what it reads: {self.hook_in} of width {self.d_in} is not "
                 f"{self.hook_out} of width {self.d_out}"
             )
-        if isinstance(self.activation, TopK | BatchTopK) and self.activation.k > self.n_latents:
-            raise ValueError(f"k={self.activation.k} is more than the {self.n_latents} latents")
+        _require_enough(self.activation, self.n_latents)
         return self
 
     @property
     def at(self) -> str:
         """Where it stands, as a study writes it: the hook point, or the MLP itself for `mlp_in -> mlp_out`."""
-        block = self.hook_in.removesuffix(".mlp_in")
-        if self.hook_in.endswith(".mlp_in") and self.hook_out == f"{block}.mlp_out":
-            return f"{block}.mlp"
-        return self.hook_in if self.hook_in == self.hook_out else f"{self.hook_in}-{self.hook_out}"
+        return place_name(self.hook_in, self.hook_out)
+
+    @property
+    def places(self) -> tuple[DictionaryConfig, ...]:
+        """What it replaces: one place, its own."""
+        return (self,)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each hook point that it reads or replaces."""
+        return {self.hook_in: self.d_in, self.hook_out: self.d_out}
+
+
+class CrossLayerPlace(SpecModel):
+    """One MLP of a cross-layer transcoder: what its latents read, and what it predicts."""
+
+    hook_in: str = Field(min_length=1)
+    hook_out: str = Field(min_length=1)
+    d_in: PositiveCount
+    d_out: PositiveCount
+    n_latents: PositiveCount
+
+    @property
+    def at(self) -> str:
+        return place_name(self.hook_in, self.hook_out)
+
+
+class CrossLayerConfig(SpecModel):
+    """The shape of a cross-layer transcoder, and where it comes from."""
+
+    format: Literal["interp/dictionary/v1"] = FORMAT
+    kind: Literal["cross-layer-transcoder"] = "cross-layer-transcoder"
+    places: tuple[CrossLayerPlace, ...] = Field(min_length=1, description="in execution order")
+    activation: ActivationSpec = Field(description="of each place: k latents are kept per place and token")
+    dtype: Dtype = "float32"
+    model: ModelIdentity | None = Field(None, description="absent only in memory: a file always names its model")
+    normalization: tuple[Normalization, ...] = Field(default=(), description="of each place, where training normalised")
+    corpus: str | None = Field(None, description="key of the corpus artifact that it was trained on")
+    interp_version: str = __version__
+
+    @model_validator(mode="after")
+    def _shape_is_possible(self) -> CrossLayerConfig:
+        _require_order([place.hook_in for place in self.places])
+        _require_order([place.hook_out for place in self.places])
+        for place in self.places:
+            _require_enough(self.activation, place.n_latents)
+            if place.hook_in == place.hook_out:
+                raise ValueError(f"a transcoder replaces another hook point than it reads: {place.hook_in}")
+        if self.normalization and len(self.normalization) != len(self.places):
+            raise ValueError(
+                f"{len(self.normalization)} normalizations are not one for each of {len(self.places)} places"
+            )
+        return self
+
+    @property
+    def at(self) -> str:
+        """Where it stands: not in one place."""
+        return CROSS_LAYER
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each hook point that it reads or replaces."""
+        return {hook: width for p in self.places for hook, width in ((p.hook_in, p.d_in), (p.hook_out, p.d_out))}
+
+
+AnyConfig = Annotated[DictionaryConfig | CrossLayerConfig, Field(discriminator="kind")]
+
+
+def place_name(hook_in: str, hook_out: str) -> str:
+    """The hook point, `layers.3.mlp` for `layers.3.mlp_in -> layers.3.mlp_out`, or both names."""
+    block = hook_in.removesuffix(".mlp_in")
+    if hook_in.endswith(".mlp_in") and hook_out == f"{block}.mlp_out":
+        return f"{block}.mlp"
+    return hook_in if hook_in == hook_out else f"{hook_in}-{hook_out}"
+
+
+def _require_enough(activation: ActivationSpec, n_latents: int) -> None:
+    if isinstance(activation, TopK | BatchTopK) and activation.k > n_latents:
+        raise ValueError(f"k={activation.k} is more than the {n_latents} latents")
+
+
+def _require_order(hooks: Sequence[str]) -> None:
+    """A place writes to itself and to later ones, so their order decides what a decoder is."""
+    try:
+        points = [parse(hook) for hook in hooks]
+    except HookError as error:
+        raise ValueError(f"{error.what}: {error.value}") from error
+    if any(after <= before for before, after in pairwise(points)):
+        raise ValueError(f"the places are not in execution order, each once: {', '.join(hooks)}")

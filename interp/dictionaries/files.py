@@ -10,37 +10,49 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import overload
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp.dictionaries.autoencoder import SparseAutoencoder
-from interp.dictionaries.base import HasFingerprint, SparseDictionary
-from interp.dictionaries.config import FORMAT, DictionaryConfig
+from interp.dictionaries.base import SparseDictionary
+from interp.dictionaries.config import FORMAT, AnyConfig, CrossLayerConfig, DictionaryConfig
+from interp.dictionaries.cross_layer import CrossLayerTranscoder
+from interp.dictionaries.dictionary import Dictionary, HasFingerprint
 from interp.dictionaries.transcoder import Transcoder
 from interp.errors import DictionaryError
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
-DICTIONARIES: Mapping[str, type[SparseDictionary]] = {
+DICTIONARIES: Mapping[str, Callable[..., Dictionary]] = {
     "sae": SparseAutoencoder,
     "transcoder": Transcoder,
     "skip-transcoder": Transcoder,
+    "cross-layer-transcoder": CrossLayerTranscoder,
 }
-"""The class of each kind."""
+"""The class of each kind: what makes one from its config and a seed."""
+
+_CONFIG: TypeAdapter[DictionaryConfig | CrossLayerConfig] = TypeAdapter(AnyConfig)
 
 
-def build_dictionary(config: DictionaryConfig, *, seed: int = 0) -> SparseDictionary:
+@overload
+def build_dictionary(config: DictionaryConfig, *, seed: int = 0) -> SparseDictionary: ...
+@overload
+def build_dictionary(config: CrossLayerConfig, *, seed: int = 0) -> CrossLayerTranscoder: ...
+@overload
+def build_dictionary(config: DictionaryConfig | CrossLayerConfig, *, seed: int = 0) -> Dictionary: ...
+def build_dictionary(config: DictionaryConfig | CrossLayerConfig, *, seed: int = 0) -> Dictionary:
     """A new dictionary of the config's kind, random by `seed`."""
     return DICTIONARIES[config.kind](config, seed=seed)
 
 
-def save(dictionary: SparseDictionary, folder: Path) -> None:
+def save(dictionary: Dictionary, folder: Path) -> None:
     """Write a dictionary into `folder`, which is made if need be.
 
     Raises:
@@ -63,20 +75,20 @@ def save(dictionary: SparseDictionary, folder: Path) -> None:
     partial.replace(folder / CONFIG)
 
 
-def load(folder: Path, *, model: HasFingerprint | str) -> SparseDictionary:
-    """Read one dictionary; see `SparseDictionary.load`."""
+def load(folder: Path, *, model: HasFingerprint | str) -> Dictionary:
+    """Read one dictionary; see `Dictionary.load`."""
     config = _read_config(folder / CONFIG)
     dictionary = build_dictionary(config)
     dictionary.check_model(model)
     tensors = _read_tensors(folder / WEIGHTS)
     _require_as_expected(tensors, _stored_tensors(dictionary), folder / WEIGHTS)
     _require_finite(tensors, folder)
-    own = {name: _stored_name(name) for name in dictionary.state_dict()}
+    own = {name: dictionary.stored_name(name) for name in dictionary.state_dict()}
     dictionary.load_state_dict({name: tensors[stored] for name, stored in own.items()})
     return dictionary
 
 
-def load_dictionaries(folder: str | Path, *, model: HasFingerprint | str) -> dict[str, SparseDictionary]:
+def load_dictionaries(folder: str | Path, *, model: HasFingerprint | str) -> dict[str, Dictionary]:
     """All dictionaries below a folder, in the order of their layers.
 
     The keys are the paths below `folder`: `"layers.0.mlp"` for a folder of one study's set, and
@@ -102,15 +114,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _stored_name(name: str) -> str:
-    return name.removeprefix("activation.")
+def _stored_tensors(dictionary: Dictionary) -> dict[str, Tensor]:
+    tensors = dictionary.state_dict().items()
+    return {dictionary.stored_name(name): tensor.detach().cpu().clone() for name, tensor in tensors}
 
 
-def _stored_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
-    return {_stored_name(name): tensor.detach().cpu().clone() for name, tensor in dictionary.state_dict().items()}
-
-
-def _read_config(path: Path) -> DictionaryConfig:
+def _read_config(path: Path) -> DictionaryConfig | CrossLayerConfig:
     if not path.is_file():
         raise DictionaryError(
             "a dictionary's folder has no config",
@@ -131,7 +140,7 @@ def _read_config(path: Path) -> DictionaryConfig:
             remedy="a newer release of interp wrote it, or another program did",
         )
     try:
-        return DictionaryConfig.model_validate(content)
+        return _CONFIG.validate_python(content)
     except ValidationError as error:
         raise DictionaryError(f"a dictionary's config is not valid: {path}", value=str(error)) from error
 

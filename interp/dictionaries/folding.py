@@ -7,11 +7,14 @@ activations come out in the units of y and decoder rows keep their norm:
     W_dec  <- W_dec                                    thresholds and b_mag <- c (...)
     W_skip <- c s_in W_skip                            b_dec <- c b_dec + m_out  [- W_skip m_in]
 
-Every kind of activation commutes with a positive scale: which latents are active does not change.
+Every kind of activation commutes with a positive scale: which latents are active does not change. The activations of
+place i of a cross-layer transcoder come out in the units of its own y_i, c_i = 1 / s_out_i, so what they write
+elsewhere is rescaled: W_dec[i][j] <- s_out_i / s_out_j W_dec[i][j].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from interp.dictionaries.base import SparseDictionary
 from interp.dictionaries.config import Normalization
+from interp.dictionaries.cross_layer import CrossLayerTranscoder
 
 
 @dataclass(frozen=True)
@@ -54,4 +58,26 @@ def fold(dictionary: SparseDictionary, source: Standardisation, target: Standard
     if folded.W_skip is not None:
         folded.W_skip.mul_(c * source.scale)
         folded.b_dec.sub_(folded.W_skip @ source.mean.to(folded.W_skip))
+    return folded
+
+
+@torch.no_grad()
+def fold_cross_layer(
+    clt: CrossLayerTranscoder, sources: Sequence[Standardisation], targets: Sequence[Standardisation]
+) -> CrossLayerTranscoder:
+    """The same for a cross-layer transcoder; how the inputs and targets of each place were standardised."""
+    pairs = list(zip(sources, targets, strict=True))
+    scales = tuple(Normalization(scale_in=source.scale, scale_out=target.scale) for source, target in pairs)
+    folded = CrossLayerTranscoder(clt.config.model_copy(update={"normalization": scales})).to(clt.encoder(0).device)
+    folded.load_state_dict(clt.state_dict())
+    for i, (source, target) in enumerate(pairs):
+        c, W_enc, b_enc = 1 / target.scale, folded.encoder(i), folded.b_enc[i]
+        W_enc.mul_(c * source.scale)
+        shift = W_enc @ source.mean.to(W_enc)
+        b_enc.mul_(c).sub_(shift)
+        folded.activation(i).rescale_(c)
+        folded.activation(i).shift_(-shift)
+        for j in range(i + 1, clt.n_places):
+            folded.decoder(i, j).mul_(target.scale / targets[j].scale)
+        folded.b_dec(i).mul_(c).add_(target.mean)
     return folded

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ FREE_DECODER_NORM = 0.1
 def initialise(dictionary: SparseDictionary, seed: int) -> None:
     """Random directions, the same for the same seed on every device and whatever else draws random numbers."""
     generator = torch.Generator().manual_seed(seed)
-    dictionary.W_enc.copy_(_unit_rows(dictionary.W_enc, generator))
+    n, d = dictionary.W_enc.shape
+    dictionary.W_enc.copy_(unit_rows(n, d, generator))
     if dictionary.config.kind == "sae":
         scale = 1.0 if dictionary.unit_decoder else FREE_DECODER_NORM
         dictionary.W_dec.copy_(scale * dictionary.W_enc)
@@ -36,6 +38,7 @@ def initialise(dictionary: SparseDictionary, seed: int) -> None:
         dictionary.W_dec.zero_()
 
 
-def _unit_rows(like: Tensor, generator: torch.Generator) -> Tensor:
-    rows = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+def unit_rows(n: int, d: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """Random directions."""
+    rows = torch.randn(n, d, generator=generator, dtype=torch.float32)
     return rows / rows.norm(dim=-1, keepdim=True)

@@ -81,24 +81,29 @@ def aux_k(
     dead: Int[Tensor, "n_dead"],
 ) -> Float[Tensor, ""]:
     """Squared error of predicting `error` from the dead latents' own top k_aux, summed over tokens."""
-    W_enc, W_dec = dictionary.W_enc[dead], dictionary.W_dec[dead]
-    bias = dictionary.encoder_bias()[dead]
-    k_aux = min(dictionary.config.d_out // 2, len(dead))
-    if k_aux == len(dead):
-        return (error - F.linear(x, W_enc, bias).relu() @ W_dec).square().sum()
+    bias, k_aux = dictionary.encoder_bias()[dead], dictionary.config.d_out // 2
+    codes = largest(x, dictionary.W_enc[dead], bias, k_aux)
+    return (error - codes.decode(dictionary.W_dec[dead])).square().sum()
+
+
+def largest(x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int) -> Codes:
+    """The k largest pre-activations of each token, through a ReLU; all of them where there are no more."""
+    if k >= len(W_enc):
+        return Codes(F.linear(x, W_enc, bias).relu())
     with torch.no_grad():
-        values, indices = F.linear(x, W_enc, bias).topk(k_aux, dim=-1, sorted=False)
-    pattern = Pattern.of_indices(indices, len(dead))
-    activations = kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu()
-    return (error - kernels.decode(activations, pattern, W_dec)).square().sum()
+        values, indices = F.linear(x, W_enc, bias).topk(k, dim=-1, sorted=False)
+    pattern = Pattern.of_indices(indices, len(W_enc))
+    return Codes(kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu(), pattern)
 
 
 def _penalty(
     dictionary: SparseDictionary, codes: Codes, x: Tensor, y: Tensor, scales: LossScales
 ) -> Float[Tensor, ""] | None:
-    def residual_frozen(activations: Tensor) -> Tensor:
-        skip = 0 if dictionary.W_skip is None else x @ dictionary.W_skip.detach().T
-        return y - (activations @ dictionary.W_dec.detach() + dictionary.b_dec.detach() + skip)
-
-    inputs = PenaltyInputs(dictionary.b_enc, dictionary.W_dec, scales.target_variance, residual_frozen)
-    return dictionary.activation.penalty(codes, inputs)
+    inputs = PenaltyInputs(scales.target_variance, lambda: dictionary.W_dec.norm(dim=-1))
+    penalty = dictionary.activation.penalty(codes, inputs)
+    if (gate := dictionary.activation.gate(codes)) is None:
+        return penalty
+    skip = 0 if dictionary.W_skip is None else x @ dictionary.W_skip.detach().T
+    frozen = gate @ dictionary.W_dec.detach() + dictionary.b_dec.detach() + skip
+    auxiliary = (y - frozen).square().sum() / scales.target_variance
+    return auxiliary if penalty is None else penalty + auxiliary

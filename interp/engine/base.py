@@ -44,12 +44,14 @@ class Outcome(Generic[R]):
     Attributes:
         index: place of the item in what was given to `pool`.
         seconds: how long the item took in its worker; 0 when the worker died of it.
+        actors: workers that could take an item when it came.
     """
 
     index: int
     value: R | None = None
     error: InterpError | None = None
     seconds: float = 0.0
+    actors: int = 1
 
 
 class Progress(Protocol):
@@ -95,6 +97,9 @@ class Engine(Protocol):
 
         An error of one item never stops the others. A worker that dies is replaced and its item tried again, at most
         `retries` times more; then the item's outcome is an error. What `worker.start()` raises is raised here.
+
+        The pool begins with `min_actors` and grows while items wait and there is room, up to `max_actors` or, on one
+        machine, to one for each core (or GPU). An actor that finds no room stops no other.
         """
         ...
 

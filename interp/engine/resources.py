@@ -42,13 +42,22 @@ class Share:
         return "cuda" if self.gpus else "cpu"
 
 
+def pool_size(capacity: Capacity, smallest: int, largest: int, device: Device) -> int:
+    """How far a pool grows: on one machine to an actor for each core (or GPU), for more of them would only wait for
+    one another, unless it is to begin with more. A cluster may grow with it."""
+    if capacity.elastic:
+        return largest
+    useful = int(capacity.gpus) if _on_gpu(capacity, device) else capacity.cores
+    return max(smallest, min(largest, useful))
+
+
 def share(capacity: Capacity, processes: int, device: Device, what: str) -> Share:
     """An equal share for each of `processes` that must run at the same time.
 
     Raises:
         EngineError: they do not fit, with the numbers; `what` names them.
     """
-    cuda = device == "cuda" or (device == "auto" and capacity.gpus > 0)
+    cuda = _on_gpu(capacity, device)
     if cuda and not capacity.gpus and not capacity.elastic:
         raise EngineError(
             "this work asks for GPUs and there are none",
@@ -62,12 +71,16 @@ def share(capacity: Capacity, processes: int, device: Device, what: str) -> Shar
             "the work does not fit on this machine",
             value=f"{what}: {processes} processes on {capacity.cpus:g} logical CPUs ({capacity.cores} cores)",
             expected=f"at most {int((capacity.cpus - RESERVE) / SMALLEST_SHARE)} processes at once",
-            remedy="lower fit.workers, fit.harvesters or trace.actors.max, or use a larger machine",
+            remedy="lower fit.workers, fit.harvesters or trace.actors.min, or use a larger machine",
         )
     gpus = 0.0
     if cuda:
         gpus = 1.0 if capacity.elastic or processes <= capacity.gpus else 1 / math.ceil(processes / capacity.gpus)
     return Share(cpus, _floor(gpus), max(1, capacity.cores // processes))
+
+
+def _on_gpu(capacity: Capacity, device: Device) -> bool:
+    return device == "cuda" or (device == "auto" and capacity.gpus > 0)
 
 
 def _floor(value: float) -> float:

@@ -2,11 +2,12 @@
 
 For each batch the model runs once as it is, which gives the activations at every hook point and the clean logits, and
 then three times for every dictionary and for every set of dictionaries together: spliced, zero-ablated, mean-ablated.
+A cross-layer transcoder counts as a dictionary at each of its places, and as a set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,16 @@ from numpy import ndarray
 from torch import Tensor
 
 from interp.eval.fidelity import BatchLosses, FidelitySums, HookFunction, LossSums, replacement, splice
-from interp.eval.reconstruction import ReconstructionSums, tokens_at_once
+from interp.eval.reconstruction import ReconstructionSums, RunningReconstruction
 from interp.eval.sparsity import SparsitySums
 
 if TYPE_CHECKING:
-    from interp.dictionaries import SparseDictionary
+    from interp.dictionaries import Dictionary
+    from interp.dictionaries.dictionary import Place
     from interp.spec.study import Metric
     from interp.wrapper import HookedModel
 
-    Sets = Mapping[str, Mapping[str, SparseDictionary]]
+    Sets = Mapping[str, Mapping[str, Dictionary]]
     """Dictionaries by the name of their set, then by where they are."""
 
 ALL = "all"
@@ -39,7 +41,7 @@ _SPARSITY = frozenset({"l0", "dead"})
 
 @dataclass(frozen=True)
 class DictionarySums:
-    """What was asked for of one dictionary, or (fidelity alone) of a set together."""
+    """What was asked for of one dictionary at one place, or (fidelity alone) of a set together."""
 
     reconstruction: ReconstructionSums | None = None
     sparsity: SparsitySums | None = None
@@ -69,7 +71,7 @@ class DictionarySums:
 
 @dataclass(frozen=True)
 class EvaluationSums:
-    """The sums of every dictionary, by (set, at)."""
+    """The sums of every place of a dictionary, by (set, at)."""
 
     tokens: int
     of: Mapping[tuple[str, str], DictionarySums]
@@ -81,7 +83,7 @@ class EvaluationSums:
         return EvaluationSums(self.tokens + other.tokens, merged)
 
     def rows(self, wanted: Collection[Metric]) -> list[dict[str, Any]]:
-        """One row a dictionary, in the study's order, and one for each set together."""
+        """One row for each place of a dictionary, in the study's order, and one for each set together."""
         return [
             {"dictionary": name, "at": at, "tokens": self.tokens} | sums.metrics(wanted)
             for (name, at), sums in self.of.items()
@@ -125,36 +127,37 @@ class Evaluator:
         run = _ChangedRuns(self, ids, mask, cache.logits) if changed else None
         of: dict[tuple[str, str], DictionarySums] = {}
         for name, dictionaries in self.sets.items():
-            for at, dictionary in dictionaries.items():
-                sums, x_hat = self._activations(dictionary, cache, mask)
+            outputs = []
+            for place, sums, x_hat in self._activations(dictionaries.values(), cache, mask):
                 if run is not None:
-                    # Alone, a dictionary reads what it reads in the clean run: its reconstruction is known.
-                    spliced = replacement({dictionary.config.hook_out: x_hat})
-                    sums = replace(sums, fidelity=run.fidelity([dictionary], spliced))
-                of[name, at] = sums
-            if run is not None and len(dictionaries) > 1:
-                together = list(dictionaries.values())
-                of[name, ALL] = DictionarySums(fidelity=run.fidelity(together, splice(together)))
+                    # Alone, a place reads what it reads in the clean run: its reconstruction is known.
+                    spliced = replacement({place.hook_out: x_hat})
+                    sums = replace(sums, fidelity=run.fidelity([place.hook_out], spliced))
+                of[name, place.at] = sums
+                outputs.append(place.hook_out)
+            if run is not None and len(outputs) > 1:
+                together = splice(list(dictionaries.values()))
+                of[name, ALL] = DictionarySums(fidelity=run.fidelity(outputs, together))
         return EvaluationSums(int(mask.sum()), of)
 
     def _activations(
-        self, dictionary: SparseDictionary, cache: Mapping[str, Tensor], mask: Bool[Tensor, "batch pos"]
-    ) -> tuple[DictionarySums, Float[Tensor, "batch pos d"]]:
-        """Reconstruction and sparsity on the model's own activations, and the reconstruction itself."""
-        config = dictionary.config
-        inputs, targets = cache[config.hook_in].flatten(0, 1), cache[config.hook_out].flatten(0, 1)
-        step, sums, x_hat = tokens_at_once(config.n_latents), DictionarySums(), []
-        for x, y, kept in zip(inputs.split(step), targets.split(step), mask.flatten().split(step), strict=True):
-            x = x.to(dictionary.W_enc.dtype)
-            activations = dictionary.encode(x)
-            x_hat.append(dictionary.decode(activations, x))
-            sums = sums.merge(
-                DictionarySums(
-                    ReconstructionSums.of(y[kept], x_hat[-1][kept]) if self.metrics & _RECONSTRUCTION else None,
-                    SparsitySums.of(activations[kept]) if self.metrics & _SPARSITY else None,
-                )
-            )
-        return sums, torch.cat(x_hat).unflatten(0, mask.shape)
+        self, dictionaries: Iterable[Dictionary], cache: Mapping[str, Tensor], mask: Bool[Tensor, "batch pos"]
+    ) -> Iterator[tuple[Place, DictionarySums, Float[Tensor, "batch pos d"]]]:
+        """At each place, reconstruction and sparsity on the model's own activations, and the reconstruction itself."""
+        for dictionary in dictionaries:
+            running = RunningReconstruction(dictionary)
+            for index, place in enumerate(dictionary.places):
+                sparsity: SparsitySums | None = None
+
+                def look(some: slice, activations: Tensor) -> None:
+                    nonlocal sparsity
+                    sparsity = _merged(sparsity, SparsitySums.of(activations[mask.flatten()[some]]))
+
+                x_hat = running(index, cache[place.hook_in], look if self.metrics & _SPARSITY else None)
+                reconstruction = None
+                if self.metrics & _RECONSTRUCTION:
+                    reconstruction = ReconstructionSums.of(cache[place.hook_out][mask], x_hat[mask])
+                yield place, DictionarySums(reconstruction, sparsity), x_hat
 
 
 class _ChangedRuns:
@@ -171,9 +174,8 @@ class _ChangedRuns:
         self._losses = BatchLosses(logits, ids, mask, evaluator.hooked.softcapped)
         self._clean = FidelitySums(clean=self._losses.clean())
 
-    def fidelity(self, dictionaries: Sequence[SparseDictionary], spliced: Mapping[str, HookFunction]) -> FidelitySums:
-        """The model's losses with `spliced`, and with all outputs of the dictionaries ablated."""
-        outputs = [dictionary.config.hook_out for dictionary in dictionaries]
+    def fidelity(self, outputs: Sequence[str], spliced: Mapping[str, HookFunction]) -> FidelitySums:
+        """The model's losses with `spliced`, and with all `outputs` of the dictionaries ablated."""
         zero = torch.zeros((), device=self._ids.device)
         return replace(
             self._clean,
@@ -191,7 +193,8 @@ def hook_points(sets: Sets) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for dictionaries in sets.values():
         for dictionary in dictionaries.values():
-            found |= {dictionary.config.hook_in: None, dictionary.config.hook_out: None}
+            for place in dictionary.places:
+                found |= {place.hook_in: None, place.hook_out: None}
     return tuple(found)
 
 

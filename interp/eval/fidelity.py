@@ -7,7 +7,8 @@
                  Mean-ablation, a harder reference, is reported beside it.
 
 An SAE replaces the activation at its hook point; a transcoder reads its input hook and replaces the output hook, from
-the input as it is in the changed model. Several at once are spliced in one forward pass.
+the input as it is in the changed model. Several at once are spliced in one forward pass. What a cross-layer transcoder
+puts at a place comes from what it read there and at the earlier places of the same pass.
 
 Positions: all but padding. BOS positions count, as inputs and as targets: they are tokens of the packed text, and the
 model's own loss has them. The last position of a context has no target and counts for KL alone. Sums are over tokens,
@@ -24,10 +25,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.eval.reconstruction import tokens_at_once
+from interp.eval.reconstruction import RunningReconstruction
 
 if TYPE_CHECKING:
-    from interp.dictionaries import SparseDictionary
+    from interp.dictionaries import Dictionary
 
 HookFunction = Callable[[Tensor, str], Tensor | None]
 
@@ -35,15 +36,18 @@ _CHUNK_ELEMENTS = 1 << 24
 """Logits that are turned into losses at once: 64 MB in float32."""
 
 
-def splice(dictionaries: Sequence[SparseDictionary]) -> dict[str, HookFunction]:
-    """Hooks that put each dictionary's reconstruction in the place of its activation."""
+def splice(dictionaries: Sequence[Dictionary]) -> dict[str, HookFunction]:
+    """Hooks that put each dictionary's reconstruction in the place of its activation, one forward pass at a time."""
     reads: dict[str, list[HookFunction]] = {}
     writes: dict[str, list[HookFunction]] = {}
     for dictionary in dictionaries:
-        read, write = _spliced(dictionary)
-        if dictionary.config.hook_in != dictionary.config.hook_out:
-            reads.setdefault(dictionary.config.hook_in, []).append(read)
-        writes.setdefault(dictionary.config.hook_out, []).append(write)
+        running = RunningReconstruction(dictionary)
+        for index, place in enumerate(dictionary.places):
+            autoencoder = place.hook_in == place.hook_out
+            read, write = _spliced(running, index, autoencoder)
+            if not autoencoder:
+                reads.setdefault(place.hook_in, []).append(read)
+            writes.setdefault(place.hook_out, []).append(write)
     # Where one dictionary replaces what another reads, the other reads what it was replaced by.
     return {name: _in_turn(writes.get(name, []) + reads.get(name, [])) for name in writes | reads}
 
@@ -175,23 +179,15 @@ def _log_sum(rows: Float[Tensor, "positions vocab"]) -> Float[Tensor, "positions
     return rows.exp().sum(-1).double().log()
 
 
-def reconstruct(dictionary: SparseDictionary, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-    """A dictionary's reconstruction from its input, a bounded number of tokens at a time."""
-    tokens = x.flatten(0, -2).to(dictionary.W_enc.dtype)
-    parts = [dictionary(part) for part in tokens.split(tokens_at_once(dictionary.config.n_latents))]
-    return torch.cat(parts).reshape(*x.shape[:-1], -1)
-
-
-def _spliced(dictionary: SparseDictionary) -> tuple[HookFunction, HookFunction]:
-    """A function that notes the input, and one that gives the reconstruction of it (or, for an SAE, of its own)."""
+def _spliced(running: RunningReconstruction, place: int, autoencoder: bool) -> tuple[HookFunction, HookFunction]:
+    """A function that notes the input, and one that gives the reconstruction from it (or, for an SAE, of its own)."""
     noted: list[Tensor] = []
-    autoencoder = dictionary.config.hook_in == dictionary.config.hook_out
 
     def read(x: Tensor, name: str) -> None:
         noted[:] = [x]
 
     def write(x: Tensor, name: str) -> Tensor:
-        return reconstruct(dictionary, x if autoencoder else noted.pop()).to(x.dtype)
+        return running(place, x if autoencoder else noted.pop()).to(x.dtype)
 
     return read, write
 

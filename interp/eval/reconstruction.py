@@ -11,11 +11,16 @@ The sums are kept in float64 and about their own mean, and merged by the pairwis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from interp.dictionaries import Dictionary
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,37 @@ class ReconstructionSums:
 def tokens_at_once(n_latents: int) -> int:
     """How many tokens to encode at once: their dense activations take 128 MB in float32."""
     return max(1, (1 << 25) // n_latents)
+
+
+class RunningReconstruction:
+    """Reconstructions at the places of a dictionary in execution order, a bounded number of tokens at a time.
+
+    What a place adds to later ones is kept until they are asked for; the first place begins anew.
+    """
+
+    def __init__(self, dictionary: Dictionary):
+        self.dictionary = dictionary
+        self._added: dict[int, Tensor] = {}
+
+    def __call__(
+        self, place: int, x: Float[Tensor, "*batch d_in"], look: Callable[[slice, Tensor], None] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction at a place from its input, and from those that the earlier places were called with.
+
+        Args:
+            look: is shown which tokens are encoded, and their activations.
+        """
+        if place == 0:
+            self._added.clear()
+        tokens, parts = x.flatten(0, -2).to(self.dictionary.dtype), []
+        step = tokens_at_once(self.dictionary.places[place].n_latents)
+        for start in range(0, len(tokens), step):
+            some = slice(start, start + step)
+            activations = self.dictionary.encode_at(place, tokens[some])
+            if look is not None:
+                look(some, activations)
+            parts.append(self.dictionary.decode_from(place, activations, tokens[some]))
+        for at, pieces in enumerate(zip(*parts, strict=True), start=place):
+            whole = torch.cat(pieces)
+            self._added[at] = self._added[at] + whole if at in self._added else whole
+        return self._added.pop(place).reshape(*x.shape[:-1], -1)

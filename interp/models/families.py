@@ -49,6 +49,22 @@ class ValueProjection:
 
 
 @dataclass(frozen=True)
+class MlpLayout:
+    """The parts of an MLP, below its module: down(act(up(x))), or down(act(gate(x)) * up(x)) where there is a gate.
+
+    Attributes:
+        act: the module of the activation function.
+        transposed: projections are stored [in, out], as a Conv1D is.
+    """
+
+    up: str
+    down: str
+    act: str
+    gate: str | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class BlockLayout:
     """The modules of one block.
 
@@ -57,6 +73,8 @@ class BlockLayout:
         attn: the attention module; it returns (output, pattern).
         mlp_norm: the norm before the MLP; its output is what the MLP reads (`mlp_in`).
         mlp: the MLP block.
+        mlp_parts: what is in it; None in a family whose MLPs are of another form: they can be replaced, but not kept
+            and made linear.
         value, out: value and output projection, below `attn`.
         out_transposed: the output projection is stored [in, out], as a Conv1D is.
         attn_post_norm, mlp_post_norm: norms between attention or MLP and the residual stream, where there are any.
@@ -69,6 +87,7 @@ class BlockLayout:
     mlp: str
     value: ValueProjection
     out: str
+    mlp_parts: MlpLayout | None = None
     out_transposed: bool = False
     attn_post_norm: str | None = None
     mlp_post_norm: str | None = None
@@ -113,11 +132,14 @@ class Family:
     logit_softcap: str | None = None
 
 
+_GATED_MLP = MlpLayout(gate="gate_proj", up="up_proj", down="down_proj", act="act_fn")
+
 _LLAMA_BLOCK = BlockLayout(
     attn_norm="input_layernorm",
     attn="self_attn",
     mlp_norm="post_attention_layernorm",
     mlp="mlp",
+    mlp_parts=_GATED_MLP,
     value=ValueProjection("separate", "v_proj"),
     out="o_proj",
 )
@@ -129,6 +151,7 @@ _SANDWICH_BLOCK = BlockLayout(
     attn_post_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     mlp="mlp",
+    mlp_parts=_GATED_MLP,
     mlp_post_norm="post_feedforward_layernorm",
     value=ValueProjection("separate", "v_proj"),
     out="o_proj",
@@ -187,6 +210,7 @@ _ROWS = (
             attn="attn",
             mlp_norm="ln_2",
             mlp="mlp",
+            mlp_parts=MlpLayout(up="c_fc", down="c_proj", act="act", transposed=True),
             value=ValueProjection("gpt2_fused", "c_attn"),
             out="c_proj",
             out_transposed=True,
@@ -205,6 +229,7 @@ _ROWS = (
             attn="attention",
             mlp_norm="post_attention_layernorm",
             mlp="mlp",
+            mlp_parts=MlpLayout(up="dense_h_to_4h", down="dense_4h_to_h", act="act"),
             value=ValueProjection("neox_fused", "query_key_value"),
             out="dense",
             parallel="use_parallel_residual",

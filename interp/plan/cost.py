@@ -58,7 +58,7 @@ def corpus_cost(study: Study) -> Cost:
     return Cost(tokens, 0, _TOKEN * tokens, min(2 * _SHARD, 2 * _TOKEN * tokens))
 
 
-def fit_cost(study: Study, shape: ModelShape, places: Sequence[Place]) -> Cost:
+def fit_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place]]) -> Cost:
     """Harvesters and trainers are different actors; `memory` is the larger of
 
     harvester   weights up to the deepest hook point, and the activations of one micro-batch
@@ -66,6 +66,7 @@ def fit_cost(study: Study, shape: ModelShape, places: Sequence[Place]) -> Cost:
                 worker, and of one micro-batch the latents of the widest dictionary, their gradients, and its output
     """
     tokens, element = study.required_corpus.tokens, BYTES[study.model.dtype]
+    places = [place for one in sets for place in one]
     hooks = {hook for place in places for hook in (place.hook_in, place.hook_out)}
     last = deepest(hooks)
     width = sum(shape.width(hook) for hook in hooks)
@@ -77,7 +78,7 @@ def fit_cost(study: Study, shape: ModelShape, places: Sequence[Place]) -> Cost:
     moved = tokens * (_TOKEN + width * element) + weights + _FP32 * parameters
     harvester = weights + study.micro_tokens * element * (width + _working_set(shape, last))
     held = study.fit.batch_tokens // study.fit.workers * width * element
-    widest = max(2 * place.latents + place.d_in + 2 * place.d_out for place in places)
+    widest = max(_widest(one) for one in sets)
     trainer = _ADAM_STATES * _FP32 * parameters + held + _FP32 * study.micro_tokens * widest
     return Cost(tokens, flops, moved, max(harvester, trainer))
 
@@ -128,10 +129,16 @@ def trace_cost(study: Study, shape: ModelShape, places: Sequence[Place], prompts
     return Cost(sum(lengths), flops, weights + dictionaries, weights + dictionaries + largest)
 
 
+def _widest(places: Sequence[Place]) -> int:
+    """Elements per token that a dictionary of a set holds at once; all places of a cross-layer transcoder are one."""
+    sizes = [2 * place.latents + place.d_in + 2 * place.d_out for place in places]
+    return sum(sizes) if any(place.d_later for place in places) else max(sizes)
+
+
 def _forward(place: Place) -> int:
-    """FLOPs of one dictionary on one token: encoder over all latents, decoder over the active ones, skip path."""
+    """FLOPs of one place on one token: encoder over all latents, decoders over the active ones, skip path."""
     skip = place.d_in * place.d_out if place.skip else 0
-    return 2 * (place.d_in * place.latents + (place.active or place.latents) * place.d_out + skip)
+    return 2 * (place.d_in * place.latents + (place.active or place.latents) * place.d_written + skip)
 
 
 def _sweep(group: GroupShape, n: int) -> int:
@@ -142,7 +149,7 @@ def _sweep(group: GroupShape, n: int) -> int:
 
 def _row(place: Place) -> int:
     skip = place.d_in * place.d_out if place.skip else 0
-    return 2 * ((place.active or _ACTIVE) * place.d_out + skip)
+    return 2 * ((place.active or _ACTIVE) * place.d_written + skip)
 
 
 def _working_set(shape: ModelShape, last: str) -> int:

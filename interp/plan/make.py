@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from interp.plan import specs
 from interp.plan.cost import Cost, corpus_cost, evaluate_cost, fit_cost, trace_cost
 from interp.plan.keys import stage_key
-from interp.plan.places import Place, places_of
+from interp.plan.places import Place, placed, places_of
 from interp.plan.plan import Plan, PlannedStage
 from interp.plan.revisions import Borrowed, Revisions, find_revisions, pinned
 from interp.plan.shapes import ModelShape, shape_of
 from interp.plan.versions import VERSIONS, Stage
 from interp.sources.resolve import read_config
-from interp.spec.hookpoints import mlp_pair
 from interp.spec.study import Study
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class _Planner:
         fit: PlannedStage | None = None
         if study.trained:
             spec = specs.fit_spec(study, revisions, shape, self.places)
-            cost = fit_cost(study, shape, [place for found in self.places.values() for place in found])
+            cost = fit_cost(study, shape, list(self.places.values()))
             yield (fit := self._stage("fit", spec, corpus, cost))
         if study.evaluate:
             sets = [self.sizes[dictionary.name] for dictionary in study.dictionaries]
@@ -94,11 +93,5 @@ def _borrowed_places(borrowed: Borrowed, shape: ModelShape) -> tuple[Place, ...]
     if borrowed.spec is None:
         return ()
     found = next(entry for entry in borrowed.spec["dictionaries"] if entry["name"] == borrowed.name)
-    active, sae, skip = found["activation"].get("k"), found["kind"] == "sae", found["kind"] == "skip-transcoder"
-    places = []
-    for entry in found["places"]:
-        at = entry["at"]
-        hook_in, hook_out = (at, at) if sae else mlp_pair(at)
-        sizes = (shape.width(hook_in), shape.width(hook_out), entry["latents"])
-        places.append(Place(at, hook_in, hook_out, *sizes, active, skip))
-    return tuple(places)
+    latents = {entry["at"]: entry["latents"] for entry in found["places"]}
+    return placed(found["kind"], latents, found["activation"].get("k"), shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from interp.errors import HookError, SpecError
@@ -15,11 +15,12 @@ _NO_VECTOR = ("attn_pattern", "logits")
 
 @dataclass(frozen=True)
 class Place:
-    """One dictionary: where it is, what it reads and writes, how large it is.
+    """One dictionary, or one place of a cross-layer transcoder: what it reads and writes, how large it is.
 
     Attributes:
         at: the hook point of an SAE, or `<group>.<i>.mlp`.
         active: latents that are active on a token, where the activation function fixes it; else None.
+        d_later: of a cross-layer transcoder, the widths of all later places together: its latents write there too.
     """
 
     at: str
@@ -30,35 +31,49 @@ class Place:
     latents: int
     active: int | None
     skip: bool
+    d_later: int = 0
+
+    @property
+    def d_written(self) -> int:
+        """Entries that a latent has in all decoders."""
+        return self.d_out + self.d_later
 
     @property
     def parameters(self) -> int:
-        """Encoder, decoder, biases, skip path."""
+        """Encoder, decoders, biases, skip path."""
         skip = self.d_in * self.d_out if self.skip else 0
-        return (self.d_in + self.d_out + 1) * self.latents + self.d_out + skip
+        return (self.d_in + self.d_written + 1) * self.latents + self.d_out + skip
 
 
 def places_of(dictionary: TrainedDictionary, shape: ModelShape) -> tuple[Place, ...]:
-    """Every dictionary that `dictionary.at` selects, in execution order.
+    """Every place that `dictionary.at` selects, in execution order.
 
     Raises:
         HookError: a pattern matches nothing, or something that no dictionary can be trained on.
         SpecError: a dictionary has fewer latents than are active on a token.
     """
-    found = []
-    for at in _selected(dictionary, shape):
-        hook_in, hook_out = (at, at) if dictionary.kind == "sae" else mlp_pair(at)
-        d_in = shape.width(hook_in)
-        latents, k = dictionary.width(d_in), getattr(dictionary.activation, "k", None)
-        if k is not None and k > latents:
+    k = getattr(dictionary.activation, "k", None)
+    latents = {at: dictionary.width(shape.width(at)) for at in _selected(dictionary, shape)}
+    for at, n in latents.items():
+        if k is not None and k > n:
             raise SpecError(
                 f"dictionary {dictionary.name!r} has fewer latents at {at} than are active on a token",
-                value=f"{latents} latents, k={k}",
+                value=f"{n} latents, k={k}",
                 remedy="raise expansion or lower activation.k",
             )
-        skip = dictionary.kind == "skip-transcoder"
-        found.append(Place(at, hook_in, hook_out, d_in, shape.width(hook_out), latents, k, skip))
-    return tuple(found)
+    return placed(dictionary.kind, latents, k, shape)
+
+
+def placed(kind: str, latents: Mapping[str, int], active: int | None, shape: ModelShape) -> tuple[Place, ...]:
+    """The places of dictionaries of a kind, from the number of latents at each, in execution order."""
+    found: list[Place] = []
+    d_later = 0
+    for at, n in reversed(list(latents.items())):
+        hook_in, hook_out = (at, at) if kind == "sae" else mlp_pair(at)
+        d_in, d_out = shape.width(hook_in), shape.width(hook_out)
+        found.append(Place(at, hook_in, hook_out, d_in, d_out, n, active, kind == "skip-transcoder", d_later))
+        d_later += d_out if kind == "cross-layer-transcoder" else 0
+    return tuple(reversed(found))
 
 
 def deepest(names: Iterable[str]) -> str:

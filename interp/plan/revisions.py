@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp.errors import DictionaryError, ModelMismatch, SpecError
+from interp.sources.dictionaries import HUB, HubPlace, dictionary_revision
 from interp.sources.prompts import Prompt, prompts_of
 from interp.sources.resolve import ResolvedModel, resolve_model, tokenizer_revision
-from interp.sources.revision import content_revision, corpus_revision
+from interp.sources.revision import corpus_revision, file_revision
 from interp.spec.dictionary import FromArtifact
 from interp.spec.study import Study
+from interp.spec.trace import DirectionTarget
 
 if TYPE_CHECKING:
     from interp.store import Store
@@ -28,26 +29,33 @@ class Borrowed:
     """Dictionaries that another study made.
 
     Attributes:
-        kind: a `fit` artifact of the store, or a folder.
-        key: the artifact's key, or sha256 of the folder's content.
+        kind: a `fit` artifact of the store, or a folder, here or on the hub.
+        key: the artifact's key, or what identifies the folder's content.
         spec: what the artifact was made from; None for a folder, or where there is no store to ask.
+        pinned: where the folder is, with the commit of the hub; None: as the study says.
     """
 
     name: str
     kind: Literal["artifact", "folder"]
     key: str
     spec: dict[str, Any] | None = None
+    pinned: str | None = None
 
 
 @dataclass(frozen=True)
 class Revisions:
-    """Everything outside the study file that decides its results."""
+    """Everything outside the study file that decides its results.
+
+    Attributes:
+        direction: sha256 of the file of the direction that a trace explains, if it explains one.
+    """
 
     model: ResolvedModel
     tokenizer: str
     corpus: str | None
     prompts: tuple[Prompt, ...] = ()
     borrowed: tuple[Borrowed, ...] = ()
+    direction: str | None = None
 
 
 def find_revisions(study: Study, store: Store | None) -> Revisions:
@@ -65,7 +73,13 @@ def find_revisions(study: Study, store: Store | None) -> Revisions:
         corpus=corpus_revision(study.corpus) if study.corpus else None,
         prompts=tuple(prompts_of(study.trace)) if study.trace else (),
         borrowed=tuple(_borrowed(source, store, model) for source in study.borrowed),
+        direction=_direction(study),
     )
+
+
+def _direction(study: Study) -> str | None:
+    target = study.trace.target if study.trace else None
+    return file_revision(target.direction) if isinstance(target, DirectionTarget) else None
 
 
 def pinned(study: Study, revisions: Revisions) -> Study:
@@ -75,19 +89,25 @@ def pinned(study: Study, revisions: Revisions) -> Study:
         changes["model"] = study.model.model_copy(update={"revision": revisions.model.revision})
     if study.corpus and study.corpus.source.startswith("hf://"):
         changes["corpus"] = study.corpus.model_copy(update={"revision": revisions.corpus})
+    if places := {borrowed.name: borrowed.pinned for borrowed in revisions.borrowed if borrowed.pinned}:
+        changes["dictionaries"] = tuple(
+            dictionary.model_copy(update={"source": places[dictionary.name]})
+            if dictionary.name in places
+            else dictionary
+            for dictionary in study.dictionaries
+        )
     return study.model_copy(update=changes) if changes else study
 
 
 def _borrowed(source: FromArtifact, store: Store | None, model: ResolvedModel) -> Borrowed:
     if not source.source.startswith(ARTIFACT):
-        if "://" in source.source:
-            raise SpecError(
-                f"dictionary {source.name!r} cannot come from there",
-                value=source.source,
-                expected="artifact://<key> of the study's store, or a folder that interp wrote",
-                remedy="copy the folder here",
-            )
-        return Borrowed(source.name, "folder", content_revision(Path(source.source)))
+        return _in_files(source)
+    if source.format not in (None, "interp"):
+        raise SpecError(
+            f"dictionary {source.name!r}: an artifact holds what interp wrote",
+            value=f"format: {source.format}",
+            expected="format: interp, or none",
+        )
     if store is None:
         return Borrowed(source.name, "artifact", _whole_key(source))
     entry = store.find(source.source)
@@ -97,6 +117,19 @@ def _borrowed(source: FromArtifact, store: Store | None, model: ResolvedModel) -
     spec = dict(store.get("fit", entry.key).manifest.spec)
     _check_borrowed(source.name, spec, model)
     return Borrowed(source.name, "artifact", entry.key, spec)
+
+
+def _in_files(source: FromArtifact) -> Borrowed:
+    hub = source.source.startswith(HUB)
+    if "://" in source.source and not hub and not source.source.startswith("file://"):
+        raise SpecError(
+            f"dictionary {source.name!r} cannot come from there",
+            value=source.source,
+            expected="artifact://<key> of the study's store, a folder, or hf://org/name[/folder]",
+            remedy="copy the folder here",
+        )
+    pinned = HubPlace.of(source.source).pinned if hub else None
+    return Borrowed(source.name, "folder", dictionary_revision(pinned or source.source), pinned=pinned)
 
 
 def _whole_key(source: FromArtifact) -> str:

@@ -22,8 +22,9 @@ from interp.plan.revisions import Borrowed, Revisions
 from interp.plan.shapes import ModelShape
 from interp.plan.versions import Stage
 from interp.spec.canonical import key_spec
-from interp.spec.dictionary import TrainedDictionary
-from interp.spec.study import Study, TraceSpec
+from interp.spec.dictionary import FromArtifact, TrainedDictionary
+from interp.spec.study import Study
+from interp.spec.trace import TraceSpec
 
 Places = Mapping[str, tuple[Place, ...]]
 """Places by the name of the dictionaries."""
@@ -60,7 +61,7 @@ def evaluate_spec(study: Study, revisions: Revisions, shape: ModelShape) -> dict
     assert study.evaluate is not None
     return {
         "model": _model(study, revisions, shape),
-        "dictionaries": [_used(dictionary.name, revisions) for dictionary in study.dictionaries],
+        "dictionaries": [_used(dictionary, revisions) for dictionary in study.dictionaries],
         "evaluate": {**key_spec(study.evaluate), "tokens": study.evaluate.tokens or study.required_corpus.holdout},
     }
 
@@ -70,14 +71,20 @@ def trace_spec(study: Study, revisions: Revisions, shape: ModelShape) -> dict[st
     return {
         "model": _model(study, revisions, shape),
         "tokenizer": revisions.tokenizer,
-        "dictionaries": _used(study.traced.name, revisions),
+        "dictionaries": _used(study.traced, revisions),
         "prompts": [prompt.content() for prompt in revisions.prompts],
-        "trace": _attribution(study.trace),
+        "trace": _attribution(study.trace, revisions),
     }
 
 
-def _attribution(trace: TraceSpec) -> dict[str, Any]:
-    return {k: v for k, v in key_spec(trace).items() if k not in ("prompts", "column", "dictionaries")}
+def _attribution(trace: TraceSpec, revisions: Revisions) -> dict[str, Any]:
+    """The content of a direction stands for the path of its file."""
+    told = {k: v for k, v in key_spec(trace).items() if k not in ("prompts", "column", "dictionaries")}
+    return (
+        told
+        if revisions.direction is None
+        else {**told, "target": {**told["target"], "direction": revisions.direction}}
+    )
 
 
 def _model(study: Study, revisions: Revisions, shape: ModelShape) -> dict[str, Any]:
@@ -90,12 +97,17 @@ def _trained(dictionary: TrainedDictionary, places: tuple[Place, ...]) -> dict[s
     return {**kept, "places": [{"at": place.at, "latents": place.latents} for place in places]}
 
 
-def _used(name: str, revisions: Revisions) -> dict[str, Any]:
-    """Which dictionaries a stage uses; the content of borrowed folders, the others being inputs."""
+def _used(dictionary: TrainedDictionary | FromArtifact, revisions: Revisions) -> dict[str, Any]:
+    """Which dictionaries a stage uses; the content of borrowed folders, the others being inputs.
+
+    The format is not in it: it is told from the content. That the MLPs are kept is, for it is another computation.
+    """
+    name = dictionary.name
     found = next((borrowed for borrowed in revisions.borrowed if borrowed.name == name), None)
     if found is None:
         return {"name": name, "from": "fit"}
-    return {"name": name, "from": found.kind, **({"content": found.key} if found.kind == "folder" else {})}
+    kept = {"mlp": "kept"} if isinstance(dictionary, FromArtifact) and dictionary.mlp == "kept" else {}
+    return {"name": name, "from": found.kind, **({"content": found.key} if found.kind == "folder" else {}), **kept}
 
 
 def dictionary_inputs(names: list[str], revisions: Revisions, fit: str | None) -> dict[str, str]:

@@ -7,5 +7,5 @@ from typing import Literal
 
 Stage = Literal["corpus", "fit", "evaluate", "trace"]
 
-VERSIONS: dict[Stage, int] = {"corpus": 1, "fit": 1, "evaluate": 1, "trace": 1}
+VERSIONS: dict[Stage, int] = {"corpus": 1, "fit": 1, "evaluate": 1, "trace": 2}
 """In the order in which they run."""

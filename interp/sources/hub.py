@@ -83,6 +83,11 @@ def look_up(repository: str, kind: Kind, revision: str | None) -> HubRevision:
 
 def read_file(revision: HubRevision, name: str, kind: Kind = "model") -> bytes:
     """One small file of a repository, through the local cache."""
+    return fetch_file(revision, name, kind).read_bytes()
+
+
+def fetch_file(revision: HubRevision, name: str, kind: Kind = "model") -> Path:
+    """Where one file of a repository is in the local cache, downloaded if need be."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
@@ -90,10 +95,10 @@ def read_file(revision: HubRevision, name: str, kind: Kind = "model") -> bytes:
         path = hf_hub_download(
             revision.repository, name, repo_type=kind, revision=revision.commit, local_files_only=revision.cached
         )
-        return Path(path).read_bytes()
     except (HTTPError, OSError) as error:
         what = f"{name} cannot be had from the hub: {_reason(error)}"
         raise SourceError(what, value=_shown(revision.repository, revision.commit), remedy=_REMEDY) from error
+    return Path(path)
 
 
 def _in_cache(repository: str, kind: Kind, revision: str | None) -> HubRevision | None:

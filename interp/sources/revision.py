@@ -24,7 +24,7 @@ from interp.sources.memo import Memo
 from interp.sources.resolve import tokenizer_revision
 from interp.spec.study import CorpusSpec
 
-__all__ = ["STDLIB", "content_revision", "corpus_revision", "tokenizer_revision"]
+__all__ = ["STDLIB", "content_revision", "corpus_revision", "file_revision", "tokenizer_revision"]
 
 STDLIB = "builtin://python-stdlib"
 
@@ -52,6 +52,14 @@ def content_revision(folder: Path) -> str:
     with Memo() as memo:
         files = (path for path in folder.rglob("*") if path.is_file())
         return combined((path.relative_to(folder).as_posix(), memo.sha256(path)) for path in files)
+
+
+def file_revision(source: str) -> str:
+    """sha256 of the content of one small file, wherever it is."""
+    import fsspec
+
+    with explained(source), fsspec.open(source, "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def _files_digest(files: Iterable[CorpusFile], source: str) -> str:

@@ -6,7 +6,7 @@ the annotations of the models: it drops the tags, and it ends at the models whos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_origin
@@ -39,6 +39,8 @@ def translate(error: ValidationError, data: Any) -> list[Complaint]:
         return [Complaint((), "the file is empty", expected=f"a mapping of {_listed(_keys([Study]))}")]
     found: list[Complaint] = []
     for entry in error.errors(include_url=False):
+        if entry["type"] == "too_short" and len(entry["input"]) >= entry["ctx"]["min_length"]:
+            continue  # its entries are wrong, which is told of each
         inner = entry.get("ctx", {}).get("error")
         if isinstance(inner, Disagreement):
             found += [Complaint(where, what, _at(data, where)) for where, what in inner.problems]
@@ -49,6 +51,8 @@ def translate(error: ValidationError, data: Any) -> list[Complaint]:
 
 def _complaint(entry: dict[str, Any], place: _Place) -> Complaint:
     kind, context, value, path = entry["type"], entry.get("ctx", {}), entry["input"], place.path
+    if kind == "missing" and isinstance(path[-1], int):
+        return Complaint(path[:-1], "this is too short", list(value), f"a list of at least {path[-1] + 1}")
     if kind == "missing":
         described = _description(path[-1], place.around)
         return Complaint(path, "this key is required", expected=described, remedy=f"add the key {path[-1]}")
@@ -70,6 +74,9 @@ def _complaint(entry: dict[str, Any], place: _Place) -> Complaint:
             "null" if value is None else value,
             context["expected"].replace(" or ", ", ").replace("'", "").split(", "),
         )
+    if "choices" in context:  # a union whose members have no tag in common
+        shown = "null" if value is None else value
+        return Complaint(path, "this is not allowed", shown, entry["msg"], _meant(value, context["choices"]))
     expected, remedy = _expectation(kind, context, value)
     return Complaint(path, "this is not allowed", "null" if value is None else value, expected or entry["msg"], remedy)
 
@@ -79,9 +86,14 @@ def _choice(path: KeyPath, value: Any, allowed: list[str]) -> Complaint:
         return Complaint(path, "this key is required", expected=f"one of {_listed(allowed)}")
     if len(allowed) == 1:
         return Complaint(path, "this is not allowed", value, allowed[0])
-    near = get_close_matches(str(value), allowed, n=1, cutoff=_NEAR)
-    remedy = f"did you mean {near[0]}?" if near else None
-    return Complaint(path, "this is not allowed", value, f"one of {_listed(allowed)}", remedy)
+    return Complaint(path, "this is not allowed", value, f"one of {_listed(allowed)}", _meant(value, allowed))
+
+
+def _meant(value: Any, allowed: Sequence[str]) -> str | None:
+    """The choice that a word, or a key of a mapping, is nearly."""
+    words = [str(word) for word in value] if isinstance(value, dict) else [str(value)]
+    near = [match for word in words for match in get_close_matches(word, allowed, n=1, cutoff=_NEAR)]
+    return f"did you mean {near[0]}?" if near else None
 
 
 def _unknown_key(path: KeyPath, value: Any, allowed: list[str]) -> Complaint:
@@ -106,6 +118,7 @@ def _expectation(kind: str, context: dict[str, Any], value: Any) -> tuple[str | 
         "string_too_short": ("text that is not empty", None),
         "tuple_type": ("a list", "write it as [a, b] or as lines that begin with '- '"),
         "too_short": (f"a list of at least {context.get('min_length')}", None),
+        "too_long": (f"a list of at most {context.get('max_length')}", None),
     }
     if kind in fixed:
         return fixed[kind]
@@ -131,6 +144,9 @@ def _walk(location: tuple[str | int, ...]) -> _Place:
     around: tuple[type[SpecModel], ...] = ()
     here: dict[type[SpecModel], str | None] = {Study: None}
     for step in location:
+        if isinstance(step, str) and step.startswith("<"):  # a tag that no key can be mistaken for
+            here = {model: None for model, tag in here.items() if tag == step}
+            continue
         field = next((found for model in here if (found := _field(model, step))), None)
         if field is not None:
             around, here = tuple(here), dict(_tagged_models(field.annotation))

@@ -72,11 +72,11 @@ class TrainedDictionary(SpecModel):
     """Dictionaries of one shape, one for each hook point that `at` selects."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
-    kind: Literal["sae", "transcoder", "skip-transcoder"]
+    kind: Literal["sae", "transcoder", "skip-transcoder", "cross-layer-transcoder"]
     at: tuple[str, ...] = Field(
         min_length=1,
         description="hook points or globs. A transcoder's is the MLP itself (`layers.3.mlp`): it reads mlp_in and "
-        "predicts mlp_out",
+        "predicts mlp_out. All that `at` selects share one cross-layer transcoder",
     )
     activation: ActivationSpec
     expansion: PositiveCount | None = Field(default=None, description="latents per input dimension")
@@ -104,10 +104,18 @@ class TrainedDictionary(SpecModel):
 
 
 class FromArtifact(SpecModel):
-    """Dictionaries that were trained elsewhere: `artifact://<key>` of this store, or a folder that `interp` wrote."""
+    """Dictionaries from elsewhere: `artifact://<key>` of this store, or files of ours or another program."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
-    source: Source = Field(alias="from")
+    source: Source = Field(alias="from", description="artifact://<key>, a folder, or hf://org/name[/folder]")
+    format: Literal["interp", "circuit-tracer", "gemma-scope"] | None = Field(
+        default=None, description="who wrote the files; told from the files when absent"
+    )
+    mlp: Literal["replaced", "kept"] = Field(
+        default="replaced",
+        description="replaced: a transcoder stands for its MLP; kept: it is an adapter, whose output is added to the "
+        "MLP's, and a trace goes through the MLP by the RelP rules",
+    )
 
 
 def _which(value: Any) -> str:

@@ -35,20 +35,25 @@ _ORDER = {"embed": 0, "layers": 1, "layers_first": 1, "adapter_out": 2, "layers_
 _SINGLES = ("embed", "adapter_out", "final_norm", "logits")
 _EXPECTED = f"{', '.join(_SINGLES)}, or <{'|'.join(GROUPS)}>.<layer>.<{'|'.join(SITES)}>"
 
-# TransformerLens' hook_mlp_in and hook_attn_in stand before the norms: they are no aliases of mlp_in and attn_in.
-_ALIASES = {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm"}
+_ALIASES = {"hook_embed": "embed"}
 _BLOCK_ALIASES = {
     "hook_resid_pre": "resid_pre",
-    "ln1.hook_normalized": "attn_in",
     "attn.hook_pattern": "attn_pattern",
     "hook_attn_out": "attn_out",
     "hook_resid_mid": "resid_mid",
-    "ln2.hook_normalized": "mlp_in",
     "mlp.hook_in": "mlp_in",
     "hook_mlp_out": "mlp_out",
-    "mlp.hook_out": "mlp_out",
     "hook_resid_post": "resid_post",
 }
+_NO_ALIASES = {
+    "hook_attn_in": "it stands before the norm; attn_in is what attention reads",
+    "hook_mlp_in": "it stands before the norm; mlp_in is what the MLP reads",
+    "ln1.hook_normalized": "it stands before the norm's gain; attn_in is what attention reads",
+    "ln2.hook_normalized": "it stands before the norm's gain; mlp_in is what the MLP reads",
+    "ln_final.hook_normalized": "it stands before the norm's gain; final_norm is what the head reads",
+    "mlp.hook_out": "it stands before a post-norm, where there is one; mlp_out is what is added to the residual stream",
+}
+"""Names of TransformerLens that are other places than ours, though they look alike."""
 _BLOCK_NAME = re.compile(rf"({'|'.join(GROUPS)})\.(0|[1-9]\d*)\.({'|'.join((*SITES, MLP))})")
 
 
@@ -85,13 +90,10 @@ def parse(name: str) -> HookPoint:
         return HookPoint(None, None, known)
     match = _BLOCK_NAME.fullmatch(known)
     if not match or match[3] == MLP:
-        pair = match is not None
-        raise HookError(
-            "this is no hook point",
-            value=name,
-            expected=_EXPECTED,
-            remedy=f"name {known}_in or {known}_out; the pair of both is a transcoder's place" if pair else None,
-        )
+        remedy = _NO_ALIASES.get(re.sub(r"^blocks\.\d+\.", "", name))
+        if match is not None:
+            remedy = f"name {known}_in or {known}_out; the pair of both is a transcoder's place"
+        raise HookError("this is no hook point", value=name, expected=_EXPECTED, remedy=remedy)
     return HookPoint(match[1], int(match[2]), match[3])
 
 

@@ -106,14 +106,30 @@ def parse_study(text: str, file: str = "<text>") -> Study:
     return study
 
 
+def study_of(data: dict[str, Any], source: str) -> Study:
+    """The study in plain data; `source` is what messages call it.
+
+    Raises:
+        SpecError: as `load_study`, without lines.
+    """
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        problems = (_placed(complaint, source, None) for complaint in translate(error, data))
+        raise StudyFileError(tuple(problems)) from error
+
+
 def dotted(path: KeyPath) -> str:
     """`dictionaries[0].activation.k`"""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
 
 
 def _problem(complaint: Complaint, located: Located, file: str) -> Problem:
+    return _placed(complaint, file, located.line(complaint.path))
+
+
+def _placed(complaint: Complaint, file: str, line: int | None) -> Problem:
     value = None if complaint.value is None else _short(complaint.value)
-    line = located.line(complaint.path)
     return Problem(file, line, dotted(complaint.path), complaint.what, value, complaint.expected, complaint.remedy)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from interp.errors import SpecError
 from interp.spec.base import EXECUTION, NUMBER, Count, Disagreement, PositiveCount, Source, SpecModel, count_schema
 from interp.spec.dictionary import DictionarySpec, FromArtifact, TrainedDictionary
+from interp.spec.trace import TraceSpec
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where in the study something does not fit, and why."""
@@ -112,59 +113,6 @@ class EvaluateSpec(SpecModel):
     batch: PositiveCount = Field(default=8, description="contexts at once", json_schema_extra=EXECUTION)
 
 
-class ActorsSpec(SpecModel):
-    min: PositiveCount = 1
-    max: PositiveCount = 1
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ActorsSpec:
-        if self.max < self.min:
-            raise ValueError(f"max={self.max} is less than min={self.min}")
-        return self
-
-
-class PruneSpec(SpecModel):
-    nodes: Annotated[float, Field(gt=0, le=1), NUMBER] = 0.8
-    edges: Annotated[float, Field(gt=0, le=1), NUMBER] = 0.98
-
-
-class LogitsSpec(SpecModel):
-    """Which logits are targets: the most likely ones, until their probabilities add up to `mass`, at most `max`."""
-
-    max: PositiveCount = 10
-    mass: Annotated[float, Field(gt=0, le=1), NUMBER] = 0.95
-
-
-def _listed(value: Any) -> str:
-    return "file" if isinstance(value, str) else "list"
-
-
-class TraceSpec(SpecModel):
-    """Attribution graphs of prompts."""
-
-    prompts: Annotated[
-        Annotated[tuple[str, ...], Field(min_length=1), Tag("list")] | Annotated[Source, Tag("file")],
-        Discriminator(_listed),
-    ] = Field(description="the prompts themselves, or a .txt/.jsonl/.parquet file or URL")
-    column: str = Field(default="prompt", description="where a jsonl or parquet row keeps its prompt")
-    dictionaries: str | None = Field(
-        default=None, description="name of the transcoders to use; may be left out if only one"
-    )
-    logits: LogitsSpec = LogitsSpec()
-    max_features: PositiveCount | None = Field(
-        default=8192, description="feature targets kept, by influence; null: all"
-    )
-    max_tokens: PositiveCount = Field(default=2048, description="a longer prompt is refused")
-    bos: Literal["auto", "keep", "never"] = Field(
-        default="auto",
-        description="auto: prepend the tokenizer's BOS and let its MLP outputs be one source a layer; keep: prepend "
-        "it and treat it as any position; never: do not prepend",
-    )
-    prune: PruneSpec = PruneSpec()
-    actors: ActorsSpec = Field(default=ActorsSpec(), json_schema_extra=EXECUTION)
-    batch: PositiveCount = Field(default=256, description="targets a sweep", json_schema_extra=EXECUTION)
-
-
 class Study(SpecModel):
     """One study file."""
 
@@ -184,7 +132,7 @@ class Study(SpecModel):
     def _parts_agree(self) -> Study:
         problems = [*self._names_differ(), *self._trace_has_transcoders()]
         problems += self._micro_batches_divide() if self.corpus else self._corpus_is_not_missed()
-        problems += self._held_out_suffices()
+        problems += [*self._held_out_suffices(), *self._adapters_are_traced()]
         if problems:
             raise Disagreement(problems)
         return self
@@ -206,6 +154,12 @@ class Study(SpecModel):
             yield ("corpus", "holdout"), "evaluate needs held-out tokens: set corpus.holdout"
         elif (self.evaluate.tokens or 0) > self.corpus.holdout:
             yield ("evaluate", "tokens"), f"more than the corpus.holdout={self.corpus.holdout} tokens that are held out"
+
+    def _adapters_are_traced(self) -> Iterator[Problem]:
+        for index, dictionary in enumerate(self.borrowed):
+            if self.evaluate is not None and dictionary.mlp == "kept":
+                what = f"{dictionary.name!r} are adapters (mlp: kept); evaluate measures what stands for an MLP"
+                yield ("dictionaries", index, "mlp"), what
 
     def _corpus_is_not_missed(self) -> Iterator[Problem]:
         """Dictionaries from elsewhere are traced without any text but the prompts."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from interp.errors import DictionaryError
 from interp.plan.specs import borrowed_role
+from interp.sources.dictionaries import fetched
 from interp.spec.dictionary import TrainedDictionary
 
 if TYPE_CHECKING:
-    from interp.dictionaries import SparseDictionary
+    from interp.dictionaries import Dictionary
     from interp.spec.study import Study
     from interp.store import Artifact
     from interp.wrapper import HookedModel
@@ -24,36 +23,35 @@ class DictionarySet:
 
     Attributes:
         artifact: the artifact that holds it, or None for a folder.
-        folder: the set's folder: in the artifact, or on its own.
+        folder: the set's folder: in the artifact, or on its own; it may be a file, or `hf://org/name`.
+        source: the study's model. Files of other programs name no fingerprint: that they belong to it is the study's
+            word, and `config.model.foreign` of the dictionaries says so.
+        format: who wrote the files; None: they tell.
+        mlp: what becomes of the MLPs, as the study says.
     """
 
     name: str
     artifact: Artifact | None
     folder: str
+    source: str = ""
+    format: str | None = None
+    mlp: Literal["replaced", "kept"] = "replaced"
 
-    def load(self, model: HookedModel) -> dict[str, SparseDictionary]:
+    def load(self, model: HookedModel) -> dict[str, Dictionary]:
         """The dictionaries by place, in the order of their layers, on the model's device and for use, not training.
+
+        A cross-layer transcoder comes alone, as `cross-layer`.
 
         Raises:
             ModelMismatch: they were trained on another model.
+            DictionaryError: they are in no format that is read, or not for this model's places and sizes.
+            SourceError: they are not there, or cannot be brought here.
         """
-        from interp.dictionaries import load_dictionaries
+        from interp.dictionaries.foreign import Claim, read_dictionaries
 
-        root = Path(self.folder) if self.artifact is None else self.artifact.local_dir() / self.folder
-        loaded = load_dictionaries(root, model=model)
-        places = [dictionary.config.at for dictionary in loaded.values()]
-        for at in places:
-            if places.count(at) > 1:
-                raise DictionaryError(
-                    f"the set {self.name!r} has several dictionaries at {at}",
-                    value=str(root),
-                    expected="one set of dictionaries, at most one for each place",
-                    remedy="name the folder of one set: a subfolder of this one",
-                )
-        return {
-            dictionary.config.at: dictionary.to(model.device).eval().requires_grad_(False)
-            for dictionary in loaded.values()
-        }
+        root = fetched(self.folder) if self.artifact is None else self.artifact.local_dir() / self.folder
+        loaded = read_dictionaries(root, Claim(model, self.source), self.format)
+        return {at: found.to(model.device).eval().requires_grad_(False) for at, found in loaded.items()}
 
 
 def dictionary_sets(study: Study, inputs: Mapping[str, Artifact]) -> tuple[DictionarySet, ...]:
@@ -71,4 +69,6 @@ def dictionary_set(study: Study, name: str, inputs: Mapping[str, Artifact]) -> D
     if isinstance(spec, TrainedDictionary):
         return DictionarySet(name, inputs["fit"], name)
     role = borrowed_role(name)
-    return DictionarySet(name, inputs[role], name) if role in inputs else DictionarySet(name, None, spec.source)
+    artifact = inputs.get(role)
+    folder = spec.source if artifact is None else name
+    return DictionarySet(name, artifact, folder, study.model.source, spec.format, spec.mlp)

@@ -73,7 +73,7 @@ class EvaluateWorker:
 
 
 def run(context: StageContext, inputs: Mapping[str, Artifact], out: Writer) -> None:
-    """Write `evaluation.json` and `evaluation.parquet`, one row a dictionary and one a set, and `firing.safetensors`.
+    """Write `evaluation.json` and `evaluation.parquet`, one row a place and one a set, and `firing.safetensors`.
 
     Raises:
         CorpusError: there are fewer held-out tokens than the study wants to evaluate on.

@@ -1,6 +1,6 @@
 """fit: all dictionaries of a study, trained together on the activations of one forward pass over the corpus.
 
-    <name>/<at>/weights.safetensors, config.json     one folder a dictionary
+    <name>/<at>/weights.safetensors, config.json     one folder a dictionary; `<name>/cross-layer/` for one of all MLPs
     metrics.jsonl, tensorboard/                      every step
     summary.json                                     what was reached
 

@@ -33,14 +33,21 @@ def _evaluate(artifact: Artifact) -> dict[str, Any]:
     each = [row for row in rows if row["at"] != "all"]
     together = _means([row for row in rows if row["at"] == "all"], ("ce_recovered", "kl"))
     return {
-        "dictionaries": len(each),
+        "places": len(each),
         **_means(each, ("fvu", "l0", "dead", "cosine", "ce_recovered", "kl")),
         **{f"{name}_together": value for name, value in together.items()},
     }
 
 
 def _trace(artifact: Artifact) -> dict[str, Any]:
-    return dict(artifact.json("summary.json"))
+    summary = artifact.json("summary.json")
+    return {name: summary[name] for name in sorted(summary, key=_place_in_trace)}
+
+
+def _place_in_trace(name: str) -> tuple[bool, int]:
+    """What one looks for first, first."""
+    first = ("prompts", "graphs", "failed", "residual", "replacement_score", "completeness_score")
+    return (name not in first, first.index(name) if name in first else 0)
 
 
 def _means(rows: list[Mapping[str, Any]], names: tuple[str, ...]) -> dict[str, float]:

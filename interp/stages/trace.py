@@ -1,125 +1,60 @@
 """trace: the attribution graph of every prompt of a study, by a pool of actors.
 
-    graphs/<slug>.json      the pruned graph, as circuit-tracer's page and Neuronpedia read it
-    graph-metadata.json     {"graphs": [metadata, ...]}: what the page lists
-    index.parquet, .jsonl   one row a prompt, in the order of the prompts; of a prompt that failed, with its reason
-    failed.jsonl            the prompts that failed
-    summary.json            how many, and their means
+    graphs/<slug>.json          the pruned graph, as circuit-tracer's page and Neuronpedia read it
+    graphs/<slug>.safetensors   its edges, or those of the whole graph (`trace.adjacency`): AttributionGraph.load
+    faithfulness/<slug>.json    predicted and measured effects, when the study asks
+    graph-metadata.json         {"graphs": [metadata, ...]}: what the page lists
+    index.parquet, .jsonl       one row a prompt, in the order of the prompts; of one that failed, with its reason
+    failed.jsonl                the prompts that failed
+    features.parquet            features over all graphs, before pruning: influence, prompts, activations, top prompts
+    layers.json                 mean influence of each layer's features and errors, and of the tokens
+    summary.json                how many, their means, and the features of the greatest influence
 
-An actor leaves each graph in the scratch as soon as it is finished, so a run that was killed does no prompt twice. A
-prompt that cannot be traced becomes a row and stops no other. Only when not one prompt could be traced, and for reasons
-that are not the prompts' own, is the stage a failure: such a result must not count as done.
+An actor leaves each graph in the scratch as soon as it is finished (`interp.stages.trace_worker`), so a run that was
+killed does no prompt twice. A prompt that cannot be traced becomes a row and stops no other. Only when not one prompt
+could be traced, and for reasons that are not the prompts' own, is the stage a failure: such a result must not count as
+done. Graphs pass through the driver one file at a time, however many there are.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import version
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from interp import __version__
-from interp.errors import DictionaryError, EngineError, InterpError, ModelError, PromptError, SpecError, StoreError
+from interp.errors import EngineError, InterpError, PromptError, SpecError, StoreError
 from interp.plan.versions import VERSIONS
 from interp.sources.prompts import Prompt
 from interp.stages.context import StageContext
-from interp.stages.dictionary_sets import DictionarySet, dictionary_set
+from interp.stages.dictionary_sets import dictionary_set
+from interp.stages.trace_index import COLUMNS, write_index
+from interp.stages.trace_worker import (
+    TraceWorker,
+    faithfulness_name,
+    graph_name,
+    row_name,
+    shown,
+    sums_name,
+    tensors_name,
+)
 
 if TYPE_CHECKING:
-    from interp.circuits.attribution import AttributionComputer
-    from interp.dictionaries import SparseDictionary, Transcoder
-    from interp.spec.study import ModelSpec, TraceSpec
+    from interp.circuits.aggregate import FeatureSums
     from interp.store import Artifact, Scratch, Writer
-    from interp.wrapper import HookedModel
 
 VERSION = VERSIONS["trace"]
 
 logger = logging.getLogger(__name__)
 
-COLUMNS: Mapping[str, pa.DataType] = {
-    "slug": pa.string(),
-    "prompt": pa.string(),
-    "n_tokens": pa.int64(),
-    "n_nodes": pa.int64(),
-    "n_edges": pa.int64(),
-    "n_features": pa.int64(),
-    "n_active": pa.int64(),
-    "residual": pa.float64(),
-    "replacement_score": pa.float64(),
-    "completeness_score": pa.float64(),
-    "seconds": pa.float64(),
-    "status": pa.string(),
-    "reason": pa.string(),
-}
-"""Of the index. Nodes, edges and features are those of the pruned graph; `n_active` counts the features before the cap
-and the pruning, and the scores and the residual are of the graph before pruning."""
-
-
-@dataclass(frozen=True)
-class TraceWorker:
-    """What an actor needs to trace prompts; it leaves what it finishes in the scratch."""
-
-    model: ModelSpec
-    transcoders: DictionarySet
-    spec: TraceSpec
-    scratch: Scratch
-    provenance: Mapping[str, str]
-
-    def start(self) -> Callable[[Prompt], dict[str, Any]]:
-        import torch
-
-        from interp.circuits.attribution import AttributionComputer
-        from interp.circuits.replacement_model import ReplacementModel
-        from interp.models.loading import load_model
-        from interp.wrapper import HookedModel
-
-        spec, device = self.spec, "cuda" if torch.cuda.is_available() else "cpu"
-        hooked = HookedModel(load_model(self.model, device=device, attention="eager"))
-        _check_tokenizer(hooked, spec)
-        transcoders = _only_transcoders(self.transcoders.load(hooked), self.transcoders.name)
-        replacement = ReplacementModel(hooked, transcoders, bos=spec.bos, max_tokens=spec.max_tokens)
-        computer = AttributionComputer(
-            replacement, max_features=spec.max_features, logits=spec.logits, batch=spec.batch
-        )
-        provenance = {**self.provenance, "model_fingerprint": hooked.fingerprint}
-        return lambda prompt: self._trace(prompt, computer, provenance)
-
-    def _trace(self, prompt: Prompt, computer: AttributionComputer, provenance: Mapping[str, str]) -> dict[str, Any]:
-        from interp.circuits.graph import AttributionGraph
-
-        started = time.perf_counter()
-        ids = token_ids(computer.rm.hooked, prompt.text, self.spec)
-        edges = computer.compute_full_graph(computer.rm.build(ids))
-        whole = AttributionGraph.from_edges(edges, slug=prompt.id, prompt=prompt.text, provenance=provenance)
-        graph = whole.prune(self.spec.prune.nodes, self.spec.prune.edges)
-        self.scratch.write(graph_name(prompt.id), graph.to_bytes())
-        row = {
-            "slug": prompt.id,
-            "prompt": prompt.text,
-            "n_tokens": len(ids),
-            "n_nodes": int(graph.drawn().sum()),
-            "n_edges": len(graph.edges.weights),
-            "n_features": graph.nodes.n_features,
-            "n_active": graph.n_active,
-            "residual": graph.residual,
-            "replacement_score": graph.scores.replacement,
-            "completeness_score": graph.scores.completeness,
-            "seconds": time.perf_counter() - started,
-            "status": "ok",
-            "reason": None,
-        }
-        # After the graph: a prompt with a row is finished.
-        self.scratch.write_json(_row_name(prompt.id), row)
-        return row
+_WINDOW_S = 60.0
+_AT_ONCE = 8
+"""Files that are copied side by side: object storage takes its time for each."""
 
 
 def run(context: StageContext, inputs: Mapping[str, Artifact], out: Writer) -> None:
@@ -135,9 +70,11 @@ def run(context: StageContext, inputs: Mapping[str, Artifact], out: Writer) -> N
     todo = [prompt for prompt in prompts if prompt.id not in rows.done]
     _trace_all(context, worker, todo, rows)
     _require_some(rows)
-    metadata = [_keep_graph(row["slug"], out) for row in rows.in_order() if row["status"] == "ok"]
-    out.write_json("graph-metadata.json", {"graphs": metadata})
-    _write_index(rows.in_order(), out)
+    finished = [row for row in rows.in_order() if row["status"] == "ok"]
+    slugs = [row["slug"] for row in finished]
+    _keep_all(slugs, worker, out)
+    out.write_json("graph-metadata.json", {"graphs": [row["metadata"] for row in finished]})
+    write_index(rows.in_order(), _sums(slugs, out.scratch), out)
 
 
 def _worker(context: StageContext, inputs: Mapping[str, Artifact], scratch: Scratch) -> TraceWorker:
@@ -154,7 +91,7 @@ def _worker(context: StageContext, inputs: Mapping[str, Artifact], scratch: Scra
         "model": study.model.source,
         "dictionaries": transcoders.folder if transcoders.artifact is None else transcoders.artifact.key,
     }
-    return TraceWorker(study.model, transcoders, study.trace, scratch, provenance)
+    return TraceWorker(study.model, transcoders, study.trace, scratch, provenance, study.fit.device)
 
 
 class _Rows:
@@ -164,12 +101,14 @@ class _Rows:
         self.prompts = prompts
         self.done: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, InterpError] = {}
-        graphs = set(scratch.list("graphs/"))
+        there = set(scratch.list("rows/"))
+        fine = [prompt for prompt in prompts if prompt.error is None and row_name(prompt.id) in there]
+        with ThreadPoolExecutor(_AT_ONCE) as side_by_side:
+            found = side_by_side.map(lambda prompt: scratch.json(row_name(prompt.id)), fine)
+            self.done |= {prompt.id: row for prompt, row in zip(fine, found, strict=True) if row is not None}
         for prompt in prompts:
             if prompt.error is not None:
-                self.failed(prompt, PromptError(prompt.error, value=_shown(prompt.text)))
-            elif graph_name(prompt.id) in graphs and (row := scratch.json(_row_name(prompt.id))) is not None:
-                self.done[prompt.id] = row
+                self.failed(prompt, PromptError(prompt.error, value=shown(prompt.text)))
 
     def failed(self, prompt: Prompt, error: InterpError) -> None:
         self.errors[prompt.id] = error
@@ -177,7 +116,7 @@ class _Rows:
         self.done[prompt.id] = {
             **unknown,
             "slug": prompt.id,
-            "prompt": _shown(prompt.text),
+            "prompt": shown(prompt.text),
             "status": "failed",
             "reason": str(error),
         }
@@ -194,6 +133,9 @@ def _trace_all(context: StageContext, worker: TraceWorker, todo: Sequence[Prompt
     outcomes = context.engine.pool(
         worker, todo, min_actors=min(actors.min, most), max_actors=most, device=context.study.fit.device
     )
+    rate = RecentRate()
+    figures: dict[str, Any] = {"total": len(rows.prompts), "unit": "prompts"}
+    context.progress("trace", done=len(rows.done), failed=len(rows.errors), **figures)
     with closing(outcomes):
         for outcome in outcomes:
             prompt = todo[outcome.index]
@@ -202,9 +144,25 @@ def _trace_all(context: StageContext, worker: TraceWorker, todo: Sequence[Prompt
                 logger.warning("prompt %s failed: %s", prompt.id, rows.errors[prompt.id].what)
             else:
                 rows.done[prompt.id] = outcome.value
-            context.progress(
-                "trace", done=len(rows.done), total=len(rows.prompts), unit="prompts", failed=len(rows.errors)
-            )
+            figures |= {"rate": rate.at(len(rows.done)), "actors": outcome.actors}
+            context.progress("trace", done=len(rows.done), failed=len(rows.errors), **figures)
+
+
+class RecentRate:
+    """Items a second over the last minute: neither what was there before nor the start of the first actor counts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def at(self, done: int) -> float | None:
+        """The rate, now that so many are done; None at the first."""
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (done - before) / (now - since) if now > since else None
 
 
 def _require_some(rows: _Rows) -> None:
@@ -214,90 +172,38 @@ def _require_some(rows: _Rows) -> None:
         raise others[0]
 
 
-def _keep_graph(slug: str, out: Writer) -> dict[str, Any]:
-    """Move a graph from the scratch into the artifact; its metadata."""
-    data = out.scratch.read(graph_name(slug))
-    if data is None:
-        out.scratch.delete(_row_name(slug), graph_name(slug))
-        raise StoreError("a finished graph is torn", value=slug, remedy="run again: it is made anew")
-    out.write(graph_name(slug), data)
-    metadata: dict[str, Any] = json.loads(data)["metadata"]
-    return metadata
+def _keep_all(slugs: Sequence[str], worker: TraceWorker, out: Writer) -> None:
+    """Copy what there is of the prompts from the scratch into the artifact."""
+    folder = out.path_hint  # made here, once
+
+    def keep(slug: str) -> None:
+        names = [graph_name(slug)]
+        names += [tensors_name(slug)] if worker.spec.adjacency != "none" else []
+        names += [faithfulness_name(slug)] if worker.spec.faithfulness is not None else []
+        for name in names:
+            if not out.scratch.fetch(name, folder / name):
+                raise _torn(slug, out.scratch)
+            out.put(folder / name, name, move=True)
+
+    with ThreadPoolExecutor(_AT_ONCE) as side_by_side:
+        deque(side_by_side.map(keep, slugs), maxlen=0)
 
 
-def _write_index(rows: Sequence[Mapping[str, Any]], out: Writer) -> None:
-    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in COLUMNS.items()}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    out.write("index.parquet", buffer.getvalue())
-    out.write("index.jsonl", _json_lines([{name: row.get(name) for name in COLUMNS} for row in rows]))
-    failed = [row for row in rows if row["status"] == "failed"]
-    out.write(
-        "failed.jsonl", _json_lines([{name: row[name] for name in ("slug", "prompt", "reason")} for row in failed])
-    )
-    fine = [row for row in rows if row["status"] == "ok"]
-    means = ("n_nodes", "n_edges", "replacement_score", "completeness_score", "seconds")
-    summary: dict[str, Any] = {"prompts": len(rows), "graphs": len(fine), "failed": len(failed)}
-    if fine:
-        summary |= {"residual": max(row["residual"] for row in fine)}
-        summary |= {name: fmean(row[name] for row in fine) for name in means}
-    out.write_json("summary.json", summary)
+def _sums(slugs: Sequence[str], scratch: Scratch) -> FeatureSums | None:
+    """What all graphs say together, read one at a time; None when there is no graph."""
+    from interp.circuits.aggregate import FeatureSums, merged
+
+    def parts() -> Iterator[FeatureSums]:
+        for slug in slugs:
+            data = scratch.read(sums_name(slug))
+            if data is None:
+                raise _torn(slug, scratch)
+            yield FeatureSums.from_bytes(data)
+
+    return merged(parts()) if slugs else None
 
 
-def token_ids(hooked: HookedModel, text: str, spec: TraceSpec) -> list[int]:
-    """A prompt as tokens, with BOS by the rule of the study.
-
-    Raises:
-        PromptError: there is nothing in it, or something that the tokenizer has no token for.
-    """
-    bos = spec.bos != "never" and hooked.bos_token_id is not None
-    ids: list[int] = hooked.tokenize(text, bos=bos)[0].tolist()
-    if len(ids) == int(bos):
-        raise PromptError("the prompt is empty", value=_shown(text), expected="at least one token")
-    unknown = getattr(hooked.tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in ids and unknown not in (hooked.bos_token_id, hooked.tokenizer.eos_token_id):
-        raise PromptError(
-            "the tokenizer has no token for a part of the prompt",
-            value=_shown(text),
-            expected="text of the model's vocabulary",
-            remedy="change the prompt, or use the tokenizer that the model was trained with",
-        )
-    return ids
-
-
-def _only_transcoders(loaded: Mapping[str, SparseDictionary], name: str) -> dict[str, Transcoder]:
-    from interp.dictionaries import Transcoder
-
-    for at, dictionary in loaded.items():
-        if not isinstance(dictionary, Transcoder):
-            raise DictionaryError(
-                f"a replacement model is made of transcoders, and {name!r} has another dictionary at {at}",
-                value=dictionary.config.kind,
-                expected="transcoder or skip-transcoder",
-                remedy="name transcoders in trace.dictionaries",
-            )
-    return {at: found for at, found in loaded.items() if isinstance(found, Transcoder)}
-
-
-def _check_tokenizer(hooked: HookedModel, spec: TraceSpec) -> None:
-    if spec.bos == "keep" and hooked.bos_token_id is None:
-        raise ModelError(
-            "the tokenizer has no BOS token", value="trace.bos: keep", remedy="set trace.bos to auto or never"
-        )
-
-
-def graph_name(slug: str) -> str:
-    return f"graphs/{slug}.json"
-
-
-def _row_name(slug: str) -> str:
-    return f"rows/{slug}.json"
-
-
-def _json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def _shown(text: str) -> str:
-    """A prompt as a report can hold it: half a surrogate pair cannot be written as UTF-8."""
-    return text.encode("utf-8", "replace").decode()
+def _torn(slug: str, scratch: Scratch) -> StoreError:
+    """Forget that a prompt was finished."""
+    scratch.delete(row_name(slug))
+    return StoreError("what was finished of a prompt is torn", value=slug, remedy="run again: it is made anew")

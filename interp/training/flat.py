@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.training.dictionary_set import DictionarySet, FittedDictionary
+from interp.training.dictionary_set import DictionarySet
+from interp.training.member import Member
 
 _ALIGNMENT = 16
 """Every tensor begins at a multiple of 64 bytes."""
@@ -63,28 +64,23 @@ class TrainingBuffers:
         self.tokens, self.stop = self._sums.views["@tokens"], self._sums.views["@stop"]
         self._counters = {m.key: {n: self._sums.views[f"{m.key}@{n}"] for n in m.counters()} for m in dictionaries}
 
-    def counters(self, member: FittedDictionary) -> dict[str, Tensor]:
+    def counters(self, member: Member) -> dict[str, Tensor]:
         """What the step counts of a dictionary."""
         return self._counters[member.key]
 
-    def gradient(self, member: FittedDictionary) -> Float[Tensor, "n"]:
+    def gradient(self, member: Member) -> Float[Tensor, "n"]:
         """The gradient of all of a dictionary's parameters."""
         return self._sums.flat[self._span(member, member.parameters())]
 
-    def groups(self, member: FittedDictionary) -> list[dict[str, Any]]:
+    def groups(self, member: Member) -> list[dict[str, Any]]:
         """Adam's parameter groups of a dictionary: `params`, `key`, and `multiplier` of the learning rate."""
-        offsets = member.offsets()
-        weights = [name for name in member.parameters() if name not in offsets]
-        return [
-            self._group(member, weights, 1.0),
-            self._group(member, offsets, member.offset_multiplier),
-        ]
+        return [self._group(member, names, multiplier) for names, multiplier in member.groups()]
 
-    def _group(self, member: FittedDictionary, names: Iterable[str], multiplier: float) -> dict[str, Any]:
+    def _group(self, member: Member, names: Iterable[str], multiplier: float) -> dict[str, Any]:
         span = self._span(member, names)
         parameter = nn.Parameter(self._weights.flat[span])
         parameter.grad = self._sums.flat[span]
         return {"params": [parameter], "key": member.key, "multiplier": multiplier}
 
-    def _span(self, member: FittedDictionary, names: Iterable[str]) -> slice:
+    def _span(self, member: Member, names: Iterable[str]) -> slice:
         return self._weights.span(f"{member.key}#{name}" for name in names)

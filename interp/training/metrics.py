@@ -23,8 +23,8 @@ class DictionaryMetrics:
     """One dictionary in one step, over the tokens of all workers.
 
     Attributes:
-        fvu: fraction of the target's variance in this step that is unexplained.
-        l0: active latents of a token.
+        fvu: fraction of the target's variance in this step that is unexplained; of several places, the mean.
+        l0: active latents of a token; of several places, the mean.
         dead: share of the latents that have been silent for `fit.dead_after` tokens.
         loss: what was minimised, of one token.
         penalty: its sparsity part, before the warm-up factor.

@@ -9,11 +9,18 @@ computed. The micro-batch is part of the study because batchtopk chooses its k *
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
-from interp.dictionaries.config import DictionaryConfig, ModelIdentity
+from interp.dictionaries.config import (
+    AnyConfig,
+    CrossLayerConfig,
+    CrossLayerPlace,
+    DictionaryConfig,
+    ModelIdentity,
+)
 from interp.spec.base import PositiveCount, SpecModel
 from interp.spec.dictionary import TrainedDictionary
 from interp.spec.hookpoints import mlp_pair, mlps, select
@@ -25,7 +32,7 @@ class FitTarget(SpecModel):
 
     name: str
     at: str
-    config: DictionaryConfig
+    config: AnyConfig
 
     @property
     def key(self) -> str:
@@ -46,7 +53,7 @@ class FitPlan(SpecModel):
     @property
     def hooks(self) -> tuple[str, ...]:
         """The hook points whose activations training needs, each once."""
-        return tuple(dict.fromkeys(h for t in self.targets for h in (t.config.hook_in, t.config.hook_out)))
+        return tuple(dict.fromkeys(hook for target in self.targets for hook in target.config.widths))
 
     @property
     def n_steps(self) -> int:
@@ -92,9 +99,9 @@ def fit_plan(
         HookError: a dictionary's `at` matches nothing.
     """
     targets = [
-        FitTarget(name=spec.name, at=at, config=_config(spec, hooks, width, model, corpus))
+        FitTarget(name=spec.name, at=config.at, config=config)
         for spec in study.trained
-        for at, hooks in _places(spec, hook_names)
+        for config in _configs(spec, hook_names, width, {"model": model, "corpus": corpus})
     ]
     return FitPlan(
         targets=tuple(targets),
@@ -107,28 +114,20 @@ def fit_plan(
     )
 
 
-def _places(spec: TrainedDictionary, hook_names: Sequence[str]) -> list[tuple[str, tuple[str, str]]]:
+def _configs(
+    spec: TrainedDictionary, hook_names: Sequence[str], width: Callable[[str], int], source: Mapping[str, Any]
+) -> list[DictionaryConfig | CrossLayerConfig]:
+    """One for each place that is selected, or one for all of them."""
     if spec.kind == "sae":
-        return [(at, (at, at)) for at in select(spec.at, hook_names)]
-    return [(at, mlp_pair(at)) for at in select(spec.at, mlps(hook_names))]
-
-
-def _config(
-    spec: TrainedDictionary,
-    hooks: tuple[str, str],
-    width: Callable[[str], int],
-    model: ModelIdentity,
-    corpus: str | None,
-) -> DictionaryConfig:
-    hook_in, hook_out = hooks
-    return DictionaryConfig(
-        kind=spec.kind,
-        hook_in=hook_in,
-        hook_out=hook_out,
-        d_in=width(hook_in),
-        d_out=width(hook_out),
-        n_latents=spec.width(width(hook_in)),
-        activation=spec.activation,
-        model=model,
-        corpus=corpus,
-    )
+        pairs = [(at, at) for at in select(spec.at, hook_names)]
+    else:
+        pairs = [mlp_pair(at) for at in select(spec.at, mlps(hook_names))]
+    places = [
+        CrossLayerPlace(hook_in=a, hook_out=b, d_in=width(a), d_out=width(b), n_latents=spec.width(width(a)))
+        for a, b in pairs
+    ]
+    if spec.kind == "cross-layer-transcoder":
+        return [CrossLayerConfig(places=tuple(places), activation=spec.activation, **source)]
+    return [
+        DictionaryConfig(kind=spec.kind, activation=spec.activation, **place.model_dump(), **source) for place in places
+    ]

@@ -17,7 +17,7 @@ import math
 LONG_RUN = 10_000
 
 
-def default_lr(n_latents: int, n_steps: int) -> float:
+def default_lr(n_latents: float, n_steps: int) -> float:
     """The peak learning rate of a dictionary of this width in a run of this length."""
     return 2e-4 / math.sqrt(n_latents / 2**14) * max(1.0, math.sqrt(LONG_RUN / n_steps))
 

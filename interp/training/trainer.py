@@ -6,8 +6,8 @@
                  mean gradient -> without its part along decoder rows -> clipped to `clip_norm` -> Adam -> unit rows
 
 The loss of a step is the sum over its tokens divided by their number, so neither micro-batches nor workers change it.
-Gradients are of d_out times the loss: then, at the usual norm of 1, clipping makes nearly all steps of a run of one
-length, which is what keeps the first, large gradients from slowing Adam for hundreds of steps.
+Gradients are of d_out (of all places) times the loss: then, at the usual norm of 1, clipping makes nearly all steps of
+a run of one length, which is what keeps the first, large gradients from slowing Adam for hundreds of steps.
 Random numbers are drawn for the first weights only, from the plan's seed: the state of a run has none.
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.dictionaries import decoder_norm
 from interp.errors import EngineError
-from interp.training.dictionary_set import SCALARS, DictionarySet, FittedDictionary
+from interp.training.dictionary_set import DictionarySet
 from interp.training.flat import TrainingBuffers
+from interp.training.member import Member
 from interp.training.metrics import DictionaryMetrics, StepMetrics
 from interp.training.plan import FitPlan
 from interp.training.schedule import decay, default_lr, warm_up
@@ -120,7 +120,7 @@ class Trainer:
             "step": self.step_index,
             "tokens_seen": self.tokens_seen,
             "hooks": {hook: {"scale": known.scale, "variance": known.variance} for hook, known in statistics.items()},
-            "error_variance": {member.key: member.error_variance for member in self.dictionaries},
+            "error_variance": {member.key: member.values() for member in self.dictionaries},
         }
         return tensors, values
 
@@ -144,7 +144,7 @@ class Trainer:
         for member in self.dictionaries:
             member.start(self.statistics)
             member.load_state({name: tensors[f"{member.key}/{name}"] for name in member.state()})
-            member.error_variance = values["error_variance"][member.key]
+            member.load_values(values["error_variance"][member.key])
         for index, group in enumerate(self.optimizer.param_groups):
             prefix = f"adam/{index}/"
             own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -154,50 +154,31 @@ class Trainer:
 
     # --- parts of a step
 
-    def _finish(self, member: FittedDictionary, tokens: int) -> DictionaryMetrics:
+    def _finish(self, member: Member, tokens: int) -> DictionaryMetrics:
         """Ready one dictionary's gradient for Adam, take in its counters, and say how it does."""
-        counters = self.buffers.counters(member)
         norm, lr = self._ready_gradient(member, tokens), self._set_lr(member)
-        sums = dict(zip(SCALARS, (counters["scalars"].double() / tokens).tolist(), strict=True))
-        if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
+        figures = member.finish(self.buffers.counters(member), tokens, self.step_index)
+        if not (math.isfinite(figures["loss"]) and math.isfinite(norm)):
             raise EngineError(
                 f"the loss of {member.key} is not finite in step {self.step_index}",
-                value=f"loss {sums['loss']}, gradient norm {norm}",
+                value=f"loss {figures['loss']}, gradient norm {norm}",
                 remedy="lower fit.lr, or look for activations that are not finite",
             )
-        off_centre = (counters["target_sum"].double() / tokens).square().sum().item()
-        member.error_variance = sums["squared_error"]
-        member.count(counters["fired"], tokens)
-        member.dictionary.activation.learn(counters["seen"], self.step_index)
-        return DictionaryMetrics(
-            fvu=sums["squared_error"] / (sums["target_square"] - off_centre),
-            l0=counters["fired"].sum(dtype=torch.float64).item() / tokens,
-            dead=len(member.dead) / member.target.config.n_latents,
-            loss=sums["loss"],
-            penalty=sums["penalty"],
-            aux=sums["aux"],
-            lr=lr,
-            grad_norm=norm,
-        )
+        return DictionaryMetrics(**figures, lr=lr, grad_norm=norm)
 
-    def _ready_gradient(self, member: FittedDictionary, tokens: int) -> float:
+    def _ready_gradient(self, member: Member, tokens: int) -> float:
         gradient = self.buffers.gradient(member)
-        gradient.mul_(member.target.config.d_out / tokens)
-        if self.step_index == 0 and (first := member.dictionary.b_dec.grad) is not None:
-            # b_dec is at the mean of these very tokens: its gradient is rounding, of which Adam would make full steps.
-            first.zero_()
-        weights = member.dictionary.W_dec
-        if member.dictionary.unit_decoder and weights.grad is not None:
-            decoder_norm.project_out_(weights.grad, weights.data)
+        gradient.mul_(member.d_out / tokens)
+        member.ready_gradient_(first=self.step_index == 0)
         norm = gradient.norm().item()
         limit = self.plan.fit.clip_norm
         if limit is not None and norm > limit:
             gradient.mul_(limit / norm)
         return norm
 
-    def _set_lr(self, member: FittedDictionary) -> float:
+    def _set_lr(self, member: Member) -> float:
         fit, step, n_steps = self.plan.fit, self.step_index, self.plan.n_steps
-        lr = fit.lr or default_lr(member.target.config.n_latents, n_steps)
+        lr = fit.lr or default_lr(member.mean_latents, n_steps)
         lr *= warm_up(step, n_steps, fit.warmup) * decay(step, n_steps, fit.decay)
         for group in self.optimizer.param_groups:
             if group["key"] == member.key:

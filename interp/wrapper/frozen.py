@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, ProbeFailed
 from interp.models.families import BlockLayout, Family
+from interp.wrapper.mlp import FrozenMlp, MlpView
 from interp.wrapper.norms import NormView
 
 
@@ -35,6 +36,7 @@ class BlockView:
         layer: index over the whole model, 0 .. n_layers - 1.
         name: prefix of its hook points, such as `layers_first.0`.
         parallel: attention and MLP both read the block's input.
+        mlp: the parts of the MLP, where the family's row knows them.
         w_v: [n_kv_heads, d_head, d_model], as stored.
         b_v: [n_kv_heads, d_head], if there is one.
         w_o: [n_heads, d_head, d_model].
@@ -48,10 +50,31 @@ class BlockView:
     mlp_norm: NormView
     attn_post_norm: NormView | None
     mlp_post_norm: NormView | None
+    mlp: MlpView | None
     w_v: Float[Tensor, "n_kv_heads d_head d_model"]
     b_v: Float[Tensor, "n_kv_heads d_head"] | None
     w_o: Float[Tensor, "n_heads d_head d_model"]
     b_o: Float[Tensor, "d_model"] | None
+
+    @property
+    def known_mlp(self) -> MlpView:
+        """The parts of the MLP.
+
+        Raises:
+            ModelError: the family's row does not know them.
+        """
+        if self.mlp is None:
+            raise ModelError(
+                "MLPs of this family cannot be kept and made linear: its row does not know their parts",
+                value=self.name,
+                expected="block.mlp_parts in the row of interp/models/families.py",
+                remedy="replace MLPs by transcoders (mlp: replaced)",
+            )
+        return self.mlp
+
+    def freeze_mlp(self, x: Float[Tensor, "pos d_model"]) -> FrozenMlp:
+        """The MLP with its post-norm, made linear at what it read."""
+        return self.known_mlp.freeze(x, self.mlp_post_norm)
 
     @property
     def n_heads(self) -> int:
@@ -264,6 +287,7 @@ def _block_view(module: Any, family: Family, layer: int, name: str) -> BlockView
         mlp_norm=NormView.of(module.get_submodule(layout.mlp_norm), family.norm),
         attn_post_norm=norm(layout.attn_post_norm),
         mlp_post_norm=norm(layout.mlp_post_norm),
+        mlp=None if layout.mlp_parts is None else MlpView.of(module.get_submodule(layout.mlp), layout.mlp_parts),
         w_v=w_v,
         b_v=b_v,
         w_o=w_o,

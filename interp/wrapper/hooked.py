@@ -89,6 +89,7 @@ class HookedModel:
         self._taps = taps_of(model, self.family, self.topology.hook_names)
         self._root = NNsight(model)
         self._envoys: dict[str, Any] = {}
+        self._frozen: FrozenView | None = None
         self._selections: dict[tuple[str, ...], tuple[str, ...]] = {}
         if prove:
             probe(self)
@@ -98,10 +99,14 @@ class HookedModel:
         """Groups, widths and hook points."""
         return topology_of(self.model, self.family)
 
-    @cached_property
+    @property
     def frozen(self) -> FrozenView:
         """The linear map that is left when attention patterns and norm denominators are frozen."""
-        return frozen_view(self.model, self.family)
+        head = self.model.get_submodule(self.family.head).weight
+        # Its weights are views of the model's: they are others once the model is cast or moved.
+        if self._frozen is None or self._frozen.unembed.W_U.data_ptr() != head.data_ptr():
+            self._frozen = frozen_view(self.model, self.family)
+        return self._frozen
 
     @cached_property
     def fingerprint(self) -> str:
@@ -135,9 +140,17 @@ class HookedModel:
             self.model.set_attn_implementation(implementation)
 
     def run_with_cache(
-        self, ids: Int[Tensor, "batch pos"], hook_names: HookNames, *, logits: bool = False
+        self,
+        ids: Int[Tensor, "batch pos"],
+        hook_names: HookNames,
+        *,
+        logits: bool = False,
+        hooks: Mapping[str, Hook] | None = None,
     ) -> ActivationCache:
         """Activations at the hook points, without gradients. Nothing after the last of them is computed.
+
+        Args:
+            hooks: edits on the way, as in `run_with_hooks`; activations are returned as they are after them.
 
         Raises:
             HookError: a hook point that the model does not have.
@@ -145,7 +158,7 @@ class HookedModel:
         """
         names = self.select(hook_names)
         with torch.no_grad():
-            values = self._run(ids, names if not logits else (*names, "logits"), {})
+            values = self._run(ids, names if not logits else (*names, "logits"), self._edits(hooks or {}))
         return ActivationCache({name: values[name] for name in names}, values.get("logits"))
 
     @overload
@@ -167,9 +180,8 @@ class HookedModel:
             hooks: by hook point; a hook that returns None has only looked.
             return_cache: hook points to return as well, as a second value, as they are after the edits.
         """
-        edits = {self.topology.point(name).name: hook for name, hook in hooks.items()}
         names = () if return_cache is None else self.select(return_cache)
-        values = self._run(ids, (*names, "logits"), edits)
+        values = self._run(ids, (*names, "logits"), self._edits(hooks))
         if return_cache is None:
             return values["logits"]
         return values["logits"], ActivationCache({name: values[name] for name in names}, values["logits"])
@@ -213,6 +225,9 @@ class HookedModel:
             raise ModelError("the tokenizer has no BOS token", expected="bos_token_id", remedy="use bos=False")
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return torch.tensor([[self.bos_token_id, *ids] if bos else ids], dtype=torch.long)
+
+    def _edits(self, hooks: Mapping[str, Hook]) -> dict[str, Hook]:
+        return {self.topology.point(name).name: hook for name, hook in hooks.items()}
 
     def _run(self, ids: Tensor, keep: Sequence[str], edits: Mapping[str, Hook]) -> dict[str, Tensor]:
         """One forward pass, up to the last hook point that is kept."""

@@ -41,6 +41,9 @@ def _block_paths(family: Family) -> Iterator[tuple[str, str | None]]:
         yield field, getattr(layout, field)
     yield "value", f"{layout.attn}.{layout.value.module}"
     yield "out", f"{layout.attn}.{layout.out}"
+    if (parts := layout.mlp_parts) is not None:
+        for part in (parts.gate, parts.up, parts.down, parts.act):
+            yield "mlp_parts", None if part is None else f"{layout.mlp}.{part}"
 
 
 def _module(parent: nn.Module, path: str | None, field: str, family: Family, where: str = "the model") -> None:

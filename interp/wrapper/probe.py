@@ -7,7 +7,8 @@ MLP output. Then, for both rows and every block,
     capture   h + attn_out + mlp_out is the block's output and the next one's input; the embedding starts and the head
               ends the residual stream
     splice    row 0 predicts what the bare pass predicted; row 1 does not, and what was put in is what was added
-    freeze    the frozen norms give what attention and MLP read; the frozen pattern gives what attention wrote
+    freeze    the frozen norms give what attention and MLP read; the frozen pattern gives what attention wrote, and the
+              parts of the MLP, where the row knows them, what the MLP wrote
 
 An error is the largest relative length of the difference over positions. A check that fails names the row's fields
 that are likely wrong.
@@ -19,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +29,7 @@ from torch import Tensor
 from interp.errors import InterpError, ProbeFailed
 from interp.wrapper.activations import ActivationCache
 from interp.wrapper.frozen import BlockView, attention_out
+from interp.wrapper.mlp import MlpView
 
 if TYPE_CHECKING:
     from interp.wrapper.hooked import HookedModel
@@ -128,6 +130,17 @@ class _Checks:
         if block.attn_post_norm is not None:
             wrote = block.attn_post_norm.apply(wrote)
         self.equal("attention", block.name, wrote, at["attn_out"][:1], "block.value, block.out, block.attn_post_norm")
+        if block.mlp is not None:
+            self.equal("MLP", block.name, self._mlp(block, block.mlp), at["mlp_out"][:1], _MLP_FIELDS)
+
+    def _mlp(self, block: BlockView, mlp: MlpView) -> Tensor:
+        """What an MLP writes, by its parts."""
+        try:
+            # In the model's own dtype: nothing as large as an MLP's weights is copied.
+            wrote = _wide(mlp(self.cache[f"{block.name}.mlp_in"][:1]))
+        except RuntimeError as error:
+            self.fail(f"the parts of the MLP of {block.name} do not fit together", str(error), _MLP_FIELDS)
+        return wrote if block.mlp_post_norm is None else block.mlp_post_norm.apply(wrote)
 
     def _handed_on(self, layer: int) -> Tensor:
         """What the residual stream is before a block: the end of the one before, or what the adapter made of it."""
@@ -145,7 +158,7 @@ class _Checks:
         if not error <= self.tolerance:
             self.fail(f"{check} {where}: what the row predicts is not what the model did", error, fields)
 
-    def fail(self, what: str, found: float | str, fields: str) -> None:
+    def fail(self, what: str, found: float | str, fields: str) -> NoReturn:
         raise ProbeFailed(
             f"the families table's row {self.hooked.family.name!r} does not describe this model: {what}",
             value=found if isinstance(found, str) else f"relative error {found:.3g}",
@@ -154,6 +167,7 @@ class _Checks:
         )
 
 
+_MLP_FIELDS = "block.mlp_parts (None if it cannot describe such an MLP)"
 _SITES = ("resid_pre", "attn_in", "attn_pattern", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 

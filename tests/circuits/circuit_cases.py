@@ -8,8 +8,8 @@ import tiny_models
 import torch
 
 from interp.circuits.replacement_model import ReplacementModel
-from interp.dictionaries import Transcoder
-from interp.dictionaries.config import DictionaryConfig, ModelIdentity
+from interp.dictionaries import CrossLayerTranscoder, Transcoder
+from interp.dictionaries.config import CrossLayerConfig, CrossLayerPlace, DictionaryConfig, ModelIdentity
 from interp.wrapper import HookedModel
 
 LATENTS = 24
@@ -52,15 +52,44 @@ def transcoder(
         model=ModelIdentity(source="tiny", fingerprint=hooked.fingerprint),
     )
     made = Transcoder(config, seed=seed + layer)
-    generator = torch.Generator().manual_seed(seed + 100 + layer)
+    draw(made, seed + 100 + layer)
+    if activation == "batchtopk":
+        made.activation.threshold.fill_(0.2)
+    return made.eval()
+
+
+def draw(made: torch.nn.Module, seed: int) -> None:
+    """Random values for every parameter; thresholds are positive."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             scale = 0.2 if parameter.ndim == 2 else 0.3
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-            if name.endswith("threshold"):
+            if "threshold" in name:
                 parameter.abs_()
-        if activation == "batchtopk":
-            made.activation.threshold.fill_(0.2)
+
+
+def cross_layer(
+    hooked: HookedModel, activation: str = "relu", layers: list[int] | None = None, seed: int = 0
+) -> CrossLayerTranscoder:
+    """Random, over these layers or all; each layer has another number of latents."""
+    blocks = [hooked.topology.block_name(at) for at in (range(hooked.topology.n_layers) if layers is None else layers)]
+    widths = [hooked.topology.width(f"{block}.mlp_in") for block in blocks]
+    config = CrossLayerConfig(
+        places=tuple(
+            CrossLayerPlace(
+                hook_in=f"{block}.mlp_in", hook_out=f"{block}.mlp_out", d_in=width, d_out=width, n_latents=LATENTS + i
+            )
+            for i, (block, width) in enumerate(zip(blocks, widths, strict=True))
+        ),
+        activation=ACTIVATIONS[activation],  # type: ignore[arg-type]
+        model=ModelIdentity(source="tiny", fingerprint=hooked.fingerprint),
+    )
+    made = CrossLayerTranscoder(config, seed=seed)
+    draw(made, seed + 200)
+    if activation == "batchtopk":
+        for place in range(made.n_places):
+            made.activation(place).threshold.fill_(0.2)
     return made.eval()
 
 

@@ -4,18 +4,24 @@ Nothing of `interp.circuits` or of the frozen views is used. The transformers mo
 
     attention   its interface replaced by `pattern @ values`: projections, biases and head layout are the module's own
     norms       (x - mean) / std * weight + bias, the denominator from a first run
-    MLPs        what the first run wrote, plus the skip path's answer to a change of what the MLP reads
-    ReLU        of an adapter: the mask of the first run
+    MLPs        what the first run wrote, and the answer to a change of what the MLP reads: that of the skip path, and
+                where MLPs are kept that of the module itself, its Jacobian by autograd with the RelP rules as detaches
+    ReLU        of an adapter between groups: the mask of the first run
 
 so that an edge can be measured: add one more copy of what a source writes, and see by how much every target moves.
+Where MLPs are kept, the first run adds what the dictionaries give to what they write.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from relp_rules import relp_jacobian
+from substitutes import Substitutes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,41 +31,71 @@ from interp.models.families import Family
 _INTERFACE = "test_frozen_attention"
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What one run has shown, [batch, pos, ..] each.
+
+    Attributes:
+        mlp_in: what each MLP reads.
+        streams: the residual stream, by (layer, site).
+        normed: what the head reads; head: its output.
+    """
+
+    mlp_in: Mapping[int, Tensor]
+    streams: Mapping[tuple[int, str], Tensor]
+    normed: Tensor
+    head: Tensor
+
+
 class FrozenForward:
     """The frozen model of one prompt.
 
     Args:
-        transcoders: by layer; None where an MLP has none.
+        substitutes: what stands for the MLPs, or is added to them.
         constant: positions where the MLP's output is a constant.
+        kept: MLPs stay, linear by the RelP rules.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, transcoders: list[Any], ids: Tensor, constant: Tensor):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        substitutes: Substitutes,
+        ids: Tensor,
+        constant: Tensor,
+        kept: bool = False,
+    ):
         self.model, self.family, self.ids, self.constant = copy.deepcopy(model).double().eval(), family, ids, constant
-        self.transcoders = [None if t is None else copy.deepcopy(t).double() for t in transcoders]
+        self.substitutes, self.kept = substitutes, kept
         self.blocks = [b for group in family.groups for b in self.model.get_submodule(group.path).children()]
-        self.injections: dict[Any, Tensor] = {}
+        self.injections: Mapping[Any, Tensor] = {}
         self.mlp_in: dict[int, Tensor] = {}
         self.mlp_out: dict[int, Tensor] = {}
+        self.mlp_alone: dict[int, Tensor] = {}
         self.clean_in: dict[int, Tensor] = {}
-        self.head_out = torch.zeros(0)
+        self.streams: dict[tuple[int, str], Tensor] = {}
         self.patterns: dict[int, Tensor] = {}
         with torch.no_grad():
             self._first_run()
+            self.jacobians = {layer: self._jacobian(layer) for layer in range(len(self.blocks)) if kept}
             self._freeze()
             self.run({})
         self.clean_in = {layer: read[0] for layer, read in self.mlp_in.items()}
 
     def _first_run(self) -> None:
-        handles = [
-            self._part(block, self._mlp_writer).register_forward_hook(self._keep(self.mlp_out, layer))
-            for layer, block in enumerate(self.blocks)
-        ]
+        handles = []
         for layer, block in enumerate(self.blocks):
             handles.append(self._part(block, "mlp_norm").register_forward_hook(self._keep(self.clean_in, layer)))
             handles.append(self._part(block, "attn").register_forward_hook(self._keep(self.patterns, layer, element=1)))
-        norms = self._norms()
+            writer = self._part(block, self._mlp_writer)
+            handles.append(writer.register_forward_hook(self._keep(self.mlp_alone, layer)))
+            if self.kept:
+                handles.append(
+                    writer.register_forward_hook(lambda m, a, out, layer=layer: self._with_added(layer, out))
+                )
+            handles.append(writer.register_forward_hook(self._keep(self.mlp_out, layer)))
         self.denominators: dict[int, Tensor] = {}
-        for norm in norms:
+        for norm in self._norms():
             handles.append(norm.register_forward_pre_hook(self._keep_denominator))
         self.masks: dict[int, Tensor] = {}
         for relu in self._relus():
@@ -69,13 +105,17 @@ class FrozenForward:
         for handle in handles:
             handle.remove()
 
+    def _with_added(self, layer: int, out: Tensor) -> Tensor:
+        added = self.substitutes.written(layer, self.clean_in)
+        return out if added is None else out + added
+
     def _head_output(self) -> Tensor:
         found: list[Tensor] = []
         head = self.model.get_submodule(self.family.head)
         handle = head.register_forward_hook(lambda m, args, out: found.append(out))
         self.model(self.ids[None], use_cache=False)
         handle.remove()
-        return found[0][0, -1]
+        return found[0][0]
 
     def _keep(self, into: dict[int, Tensor], layer: int, element: int | None = None) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -105,7 +145,8 @@ class FrozenForward:
         return block.get_submodule(getattr(self.family.block, name))
 
     def _norms(self) -> list[nn.Module]:
-        names = ["attn_norm", "mlp_norm"] + (["attn_post_norm"] if self.family.block.attn_post_norm else [])
+        layout = self.family.block
+        names = [n for n in ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm") if getattr(layout, n)]
         norms = [self._part(block, name) for block in self.blocks for name in names]
         return [*norms, self.model.get_submodule(self.family.final_norm)]
 
@@ -113,6 +154,16 @@ class FrozenForward:
         if self.family.adapter is None:
             return []
         return [m for m in self.model.get_submodule(self.family.adapter).modules() if isinstance(m, nn.ReLU)]
+
+    def _jacobian(self, layer: int) -> Tensor:
+        """[pos, d_out, d_in]: the MLP with its post-norm, linear where it was."""
+        block, after = self.blocks[layer], None
+        if self.family.block.mlp_post_norm is not None:
+            after = self._frozen_norm(self._part(block, "mlp_post_norm"))
+        parts = self.family.block.mlp_parts
+        return relp_jacobian(
+            self._part(block, "mlp"), parts.act, parts.gate and parts.down, self.clean_in[layer], after
+        )
 
     def _freeze(self) -> None:
         for norm in self._norms():
@@ -125,9 +176,7 @@ class FrozenForward:
             attention = self._part(block, "attn")
             attention.config._attn_implementation = _INTERFACE
             attention.frozen_pattern = self.patterns[layer]
-            self._part(block, "mlp_norm").register_forward_hook(
-                lambda m, args, out, layer=layer: self.mlp_in.update({layer: out})
-            )
+            self._watch(layer, block)
             if self.family.block.mlp_post_norm is not None:
                 self._part(block, "mlp").forward = lambda x: x
             self._part(block, self._mlp_writer).forward = lambda x, layer=layer: self._write_mlp(layer)
@@ -137,6 +186,17 @@ class FrozenForward:
         self.model.get_submodule(self.family.embed).register_forward_hook(
             lambda m, args, out: self._inject("embed", out)
         )
+
+    def _watch(self, layer: int, block: nn.Module) -> None:
+        """Look at the stream before, in and after a block, and at what its MLP reads."""
+
+        def see(site: str) -> Any:
+            return lambda module, args: self.streams.update({(layer, site): args[0]})
+
+        block.register_forward_pre_hook(see("resid_pre"))
+        self._part(block, "mlp_norm").register_forward_pre_hook(see("resid_mid"))
+        block.register_forward_hook(lambda m, args, out: self.streams.update({(layer, "resid_post"): out}))
+        self._part(block, "mlp_norm").register_forward_hook(lambda m, args, out: self.mlp_in.update({layer: out}))
 
     def _frozen_norm(self, norm: nn.Module) -> Any:
         denominator, kind = self.denominators[id(norm)], self.family.norm.kind
@@ -157,25 +217,38 @@ class FrozenForward:
         return output + self.injections[place]
 
     def _write_mlp(self, layer: int) -> Tensor:
-        x, transcoder = self.mlp_in[layer], self.transcoders[layer]
-        out = self.mlp_out[layer].expand(len(x), -1, -1)
-        if transcoder is not None and transcoder.W_skip is not None:
-            change = (x - self.clean_in[layer]) @ transcoder.W_skip.T
-            out = out + change * ~self.constant[:, None]
+        change = self.mlp_in[layer] - self.clean_in[layer]
+        out = self.mlp_out[layer].expand(len(change), -1, -1)
+        if (skip := self.substitutes.skip(layer)) is not None:
+            out = out + (change @ skip.T) * ~self.constant[:, None]
+        if self.kept:
+            out = out + torch.einsum("poi,bpi->bpo", self.jacobians[layer], change) * ~self.constant[:, None]
         return self._inject(("mlp", layer), out)
 
     @torch.no_grad()
-    def run(self, injections: dict[Any, Tensor]) -> tuple[dict[int, Tensor], Tensor]:
-        """(what each MLP reads, head's output at the last position), batched over injections [batch, pos, d_model]."""
+    def run(self, injections: Mapping[Any, Tensor]) -> Observed:
+        """A run with something added at some places, [batch, pos, d_model] each."""
         self.injections = injections
         batch = next(iter(injections.values())).shape[0] if injections else 1
         head = self.model.get_submodule(self.family.head)
-        found: list[Tensor] = []
-        handle = head.register_forward_hook(lambda m, args, out: found.append(out))
+        found: list[tuple[Tensor, Tensor]] = []
+        handle = head.register_forward_hook(lambda m, args, out: found.append((args[0], out)))
         self.model(self.ids[None].expand(batch, -1), use_cache=False)
         handle.remove()
         self.injections = {}
-        return dict(self.mlp_in), found[0][:, -1]
+        return Observed(dict(self.mlp_in), dict(self.streams), *found[0])
+
+    @torch.no_grad()
+    def of_nothing(self) -> Observed:
+        """What everything reads when the residual stream is 0."""
+        norm = self.model.get_submodule(self.family.final_norm)
+        normed = norm(torch.zeros(1, len(self.ids), norm.weight.shape[0], dtype=torch.float64))
+        return Observed(
+            {layer: self.mlp_reads_nothing(layer)[None] for layer in range(len(self.blocks))},
+            {place: torch.zeros_like(stream[:1]) for place, stream in self.streams.items()},
+            normed,
+            self.model.get_submodule(self.family.head)(normed),
+        )
 
     @torch.no_grad()
     def attention_of_nothing(self, layer: int) -> Tensor:
@@ -198,16 +271,30 @@ class FrozenForward:
         """What the MLP reads [pos, d_model] when the residual stream is 0."""
         return self._norm_of_nothing(layer, "mlp_norm")[0]
 
+    @torch.no_grad()
+    def mlp_of_nothing(self, layer: int) -> Tensor:
+        """What is written [pos, d_model] when the residual stream is 0, without features and errors."""
+        nothing = self.mlp_reads_nothing(layer)
+        out = torch.zeros_like(nothing)
+        if (bias := self.substitutes.bias(layer)) is not None:
+            out = out + bias
+        if (skip := self.substitutes.skip(layer)) is not None:
+            out = out + nothing @ skip.T
+        if self.kept:
+            change = nothing - self.clean_in[layer]
+            out = out + self.mlp_alone[layer] + torch.einsum("poi,pi->po", self.jacobians[layer], change)
+        return out
+
+    @torch.no_grad()
+    def mlp_error(self, layer: int) -> Tensor:
+        """What is written [pos, d_model] and neither features nor linear paths account for."""
+        found, added = self.mlp_out[layer], self.substitutes.written(layer, self.clean_in)
+        found = found - self.mlp_alone[layer] if self.kept else found
+        return found if added is None else found - added
+
     def _norm_of_nothing(self, layer: int, name: str) -> Tensor:
         norm = self._part(self.blocks[layer], name)
         return norm.forward(torch.zeros(1, len(self.ids), norm.weight.shape[0], dtype=torch.float64))
-
-    @torch.no_grad()
-    def head_of_nothing(self) -> Tensor:
-        """The head's output [d_vocab] when the residual stream is 0."""
-        norm = self.model.get_submodule(self.family.final_norm)
-        nothing = norm(torch.zeros(1, len(self.ids), norm.weight.shape[0], dtype=torch.float64))
-        return self.model.get_submodule(self.family.head)(nothing)[0, -1]
 
 
 def _frozen_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:

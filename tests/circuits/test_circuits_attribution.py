@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from interp.circuits.attribution import AttributionComputer, AttributionEdges
+from interp.circuits.explained import salient_logits
 from interp.circuits.influence import influence_of
 from interp.circuits.nodes import NodeKind
 from interp.circuits.replacement_model import ReplacementModel
 from interp.circuits.selection import most_influential
 from interp.circuits.sweep import _near_in_position
-from interp.circuits.targets import salient_logits
 from interp.dictionaries import SparseAutoencoder
 from interp.dictionaries.config import DictionaryConfig, ModelIdentity
 from interp.errors import DictionaryError, ModelError, ModelMismatch, PromptError, SpecError
-from interp.spec.study import LogitsSpec
+from interp.spec.trace import LogitsSpec
 
 SOME = ["llama", "gemma2", "gpt2", "gpt_neox", "split_llama_mlp"]
 
@@ -176,7 +176,7 @@ def test_what_cannot_stand_for_an_mlp_is_refused() -> None:
 def test_an_mlp_can_be_named_by_its_hook_points(name: str) -> None:
     hooked = cases.hooked_model("llama")
     rm = ReplacementModel(hooked, {name: cases.transcoder(hooked, 1)})
-    assert [t is not None for t in rm.transcoders] == [False, True, False]
+    assert [t is not None for t in rm.replacement.transcoders] == [False, True, False]
 
 
 def test_a_model_that_overflows_is_an_error_and_not_a_graph() -> None:

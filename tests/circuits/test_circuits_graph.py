@@ -9,6 +9,8 @@ from pathlib import Path
 import circuit_cases as cases
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from interp.circuits.attribution import AttributionComputer
 from interp.circuits.graph import AttributionGraph
@@ -173,6 +175,59 @@ def test_a_saved_graph_comes_back_as_it_was(which: str, request: pytest.FixtureR
     torch.testing.assert_close(back.influence[counted], of.influence[counted])
     again = back.prune(0.5, 0.8), of.prune(0.5, 0.8)
     assert torch.equal(again[0].adjacency().to_dense(), again[1].adjacency().to_dense())
+
+
+@pytest.mark.parametrize("which", ["full", "pruned"])
+def test_tensors_come_back_bit_for_bit(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    of: AttributionGraph = request.getfixturevalue(which)
+    of.save(tmp_path / "graph.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["graph.safetensors"]
+    back = AttributionGraph.load(tmp_path / "graph.safetensors")
+    for part in ("targets", "starts", "sources", "weights"):
+        assert torch.equal(getattr(back.edges, part), getattr(of.edges, part)), part
+    for name in ("activations", "probabilities", "influence", "ids"):
+        assert torch.equal(getattr(back, name), getattr(of, name)), name
+    assert torch.equal(back.nodes.kinds, of.nodes.kinds) and torch.equal(back.nodes.positions, of.nodes.positions)
+    assert back.to_bytes() == of.to_bytes()
+    back.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "graph.safetensors").read_bytes()
+    of.save(tmp_path / "graph.json")
+    by_json = AttributionGraph.load(tmp_path / "graph.json")
+    assert torch.equal(back.adjacency().to_dense(), by_json.adjacency().to_dense())
+
+
+def test_tensors_say_what_each_node_is(full: AttributionGraph, tmp_path: Path) -> None:
+    """To a program that knows nothing of us: rows, columns, and the kind of each by its name."""
+    full.save(tmp_path / "graph.safetensors")
+    with safe_open(tmp_path / "graph.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["interp"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    n = len(tensors["nodes.kind"])
+    adjacency = torch.zeros(n, n)
+    counts = tensors["edges.starts"].diff()
+    adjacency[tensors["edges.targets"].repeat_interleave(counts), tensors["edges.sources"]] = tensors["edges.weights"]
+    assert torch.equal(adjacency, full.adjacency().to_dense())
+    features = tensors["nodes.kind"] == header["kinds"].index("feature")
+    assert torch.equal(tensors["nodes.layer"][features].int(), tensors["features"][:, 0])
+    assert torch.equal(tensors["nodes.position"][features], tensors["features"][:, 1])
+    assert header["slug"] == full.slug and header["tokens"] == list(full.tokens)
+
+
+def test_other_or_damaged_tensors_are_refused(full: AttributionGraph, tmp_path: Path) -> None:
+    path = tmp_path / "graph.safetensors"
+    with pytest.raises(SourceError, match="cannot be read"):
+        AttributionGraph.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(SourceError, match="no graph of interp"):
+        AttributionGraph.load(path)
+    full.save(path)
+    data = path.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:100], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(SourceError, match="cannot be read"):
+            AttributionGraph.load(path)
+    with pytest.raises(SpecError, match=r"\.json or \.safetensors"):
+        full.save(tmp_path / "graph.pt")
 
 
 def test_the_same_graph_is_the_same_file() -> None:

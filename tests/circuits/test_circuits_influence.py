@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interp.circuits.edges import EdgeTable
-from interp.circuits.influence import Rows, edge_shares, graph_scores, influence_of, node_influence
+from interp.circuits.influence import Rows, edge_shares, flow_of, graph_scores, influence_of, node_influence
 from interp.circuits.nodes import NodeIndex, NodeKind
 from interp.circuits.prune import cumulative_share, prune, top_share
 from interp.errors import SpecError
@@ -183,3 +183,18 @@ def test_a_threshold_is_a_share(threshold: float) -> None:
     nodes, edges, probabilities = random_graph(0)
     with pytest.raises(SpecError, match="node_threshold"):
         prune(nodes, edges, probabilities, node_threshold=threshold, edge_threshold=0.9)
+
+
+@pytest.mark.parametrize("edges_at_once", [1, 7, 1 << 17])
+@pytest.mark.parametrize("constants", [False, True])
+def test_a_pass_in_groups_of_rows_gives_the_same(
+    constants: bool, edges_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp.circuits.influence._EDGES_AT_ONCE", edges_at_once)
+    for seed in range(4):
+        nodes, edges, probabilities = random_graph(seed, density=0.3 if seed else 0.02)
+        shares, influence, _ = influence_of(nodes, edges, probabilities, constants)
+        flow = flow_of(nodes, edges, probabilities, constants)
+        torch.testing.assert_close(flow.influence, influence, rtol=1e-12, atol=1e-15)
+        errors = nodes.mask(NodeKind.ERROR, NodeKind.REST)[edges.sources.long()]
+        torch.testing.assert_close(flow.unexplained[edges.targets], edges.row_sums(shares * errors))

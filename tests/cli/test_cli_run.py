@@ -80,6 +80,46 @@ def test_trace_of_other_prompts_uses_the_study_s_dictionaries(folder: Path, caps
     assert (stages["trace"]["figures"]["graphs"], stages["trace"]["figures"]["failed"]) == (1, 1)
 
 
+def test_trace_takes_a_folder_and_the_last_token(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(folder, "borrowed", dictionaries=[{"name": "mlp", "from": str(make_transcoders(folder))}])
+    (tmp_path / "prompts").mkdir()
+    for name, text in (("one.txt", "import os\n"), ("two.txt", "a\n")):
+        (tmp_path / "prompts" / name).write_text(text)
+    command = ["trace", study, "--prompts", tmp_path / "prompts", "--target", "last-token", "--max-features", 40]
+    command += ["--memory", "1G", "--engine", "inprocess", "--store", tmp_path / "store", "--out", tmp_path / "out"]
+    code, text, _ = interp(capsys, *command)
+    assert code == 0 and "Features of the greatest influence" in text and "layers.0.mlp/" in text
+    (graph,) = (tmp_path / "out/graphs").glob("one-*.json")
+    assert json.loads(graph.read_text())["metadata"]["generation_settings"]["max_feature_nodes"] == 40
+    assert graph.with_suffix(".safetensors").is_file()
+    made = {path.name for path in (tmp_path / "out/graphs").iterdir()}
+    assert {"index.jsonl", "index.parquet", "features.parquet", "failed.jsonl", "layers.json"} <= made
+    code, text, _ = interp(capsys, *command, "--json")
+    (stage,) = json.loads(text)["stages"]
+    assert stage["cached"] and (stage["figures"]["graphs"], stage["figures"]["failed"]) == (1, 1)
+    assert len(stage["figures"]["top_features"]) == 10 and stage["figures"]["top_features"][0]["prompts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--target", "last_token"], "did you mean last-token?"),
+        (["--target", "{difference: [' a']}"], "a list of at least 2"),
+        (["--target", "{difference: ['"], "neither a word nor YAML"),
+        (["--memory", "8GB"], "trace.memory"),
+        (["--max-features", "0"], "at least 1"),
+        (["--prompt", "a", "--prompts", "b"], "both given"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_the_study_s_terms(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    code, _, err = interp(capsys, "trace", write_study(folder, "study"), *flags)
+    assert code == 2 and told in err and "Traceback" not in err
+
+
 def test_interp_trace_with_flags_needs_no_corpus(folder: Path) -> None:
     transcoders, out = make_transcoders(folder), folder / "thin"
     flags = ["--model_path", str(folder / "model"), "--transcoder_dir", str(transcoders), "--engine", "inprocess"]
@@ -88,6 +128,11 @@ def test_interp_trace_with_flags_needs_no_corpus(folder: Path) -> None:
     assert "corpus" not in study and study["trace"]["prompts"] == ["import os", "a = 1"]
     rows = [json.loads(line) for line in (out / "graphs/index.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["ok", "ok"]
+    (out / "p.txt").write_text("import os\n")
+    prompts = ["--prompts", str(out / "*.txt"), "--target", "last-token", "--memory", "1G"]
+    thin.trace([*flags, *prompts, "--output_dir", str(out / "two")])
+    (row,) = [json.loads(line) for line in (out / "two/graphs/index.jsonl").read_text().splitlines()]
+    assert (row["prompt"], row["target"]) == ("import o", "s")
 
 
 def test_training_with_flags_builds_and_runs_a_study(folder: Path) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from interp.dictionaries import DictionaryConfig, ModelIdentity, SparseDictionary, build_dictionary
+from interp.dictionaries import (
+    CrossLayerConfig,
+    CrossLayerTranscoder,
+    Dictionary,
+    DictionaryConfig,
+    ModelIdentity,
+    SparseDictionary,
+    build_dictionary,
+)
 
 MODEL = ModelIdentity(source="toy", fingerprint="abc123", family="toy")
 
@@ -36,12 +44,35 @@ def make(
         model=MODEL,
     )
     dictionary = build_dictionary(config, seed=seed)
+    _randomise(dictionary, seed)
+    return dictionary
+
+
+def make_cross_layer(activation: str = "topk", *, dtype: str = "float64", seed: int = 1) -> CrossLayerTranscoder:
+    """Three places of different widths and numbers of latents, with random parameters."""
+    sizes = ((6, 5, 24), (6, 6, 24), (4, 4, 20))
+    places = [
+        {
+            "hook_in": f"layers.{i}.mlp_in",
+            "hook_out": f"layers.{i}.mlp_out",
+            "d_in": d_in,
+            "d_out": d_out,
+            "n_latents": n_latents,
+        }
+        for i, (d_in, d_out, n_latents) in enumerate(sizes)
+    ]
+    config = CrossLayerConfig(places=places, activation=ACTIVATIONS[activation], dtype=dtype, model=MODEL)
+    clt = build_dictionary(config, seed=seed)
+    _randomise(clt, seed)
+    return clt
+
+
+def _randomise(dictionary: Dictionary, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in dictionary.state_dict().items():
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
             tensor.copy_(0.2 + 0.2 * noise if name.endswith("threshold") else noise - 0.5)
-    return dictionary
 
 
 def data(n: int = 9, d: int = 6, *, dtype: torch.dtype = torch.float64, seed: int = 5) -> torch.Tensor:

@@ -103,7 +103,8 @@ def test_the_straight_through_functions_return_what_they_approximate() -> None:
 
 def test_gated_reconstruction_does_not_move_the_gate() -> None:
     dictionary, x = make("transcoder", "gated"), data(30)
-    dictionary.activation.penalty = lambda codes, inputs: None  # reconstruction alone
+    dictionary.activation.penalty = lambda codes, inputs: None
+    dictionary.activation.gate = lambda codes: None  # reconstruction alone
     losses(dictionary, x, data(30, 5), LossScales(VARIANCE)).total.backward()
     torch.testing.assert_close(dictionary.b_enc.grad, torch.zeros(24, dtype=x.dtype), atol=1e-14, rtol=0)
     assert dictionary.activation.b_mag.grad.abs().max() > 0

@@ -44,7 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Study:
     """With its corpus made."""
-    study = make_study(folder, corpus={"tokens": TOKENS}, trace=None)
+    sparse = {"latents": 48, "activation": {"type": "topk", "k": 6}}
+    dictionaries = [
+        {"name": "mlp", "kind": "skip-transcoder", "at": "layers.*.mlp", **sparse},
+        {"name": "resid", "kind": "sae", "at": "layers.0.resid_post", **sparse},
+        {"name": "clt", "kind": "cross-layer-transcoder", "at": "layers.*.mlp", **sparse},
+    ]
+    study = make_study(folder, corpus={"tokens": TOKENS}, trace=None, dictionaries=dictionaries)
     run(make_study(folder, corpus={"tokens": TOKENS}, trace=None, dictionaries=[]))
     return study
 
@@ -78,7 +84,7 @@ def fitted(engine: Engine, job: FitJob, folder: Path) -> dict[str, Tensor]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == job.plan.n_steps
     files = [name for name in names if name.endswith(".safetensors")]
-    assert len(files) == 3
+    assert len(files) == 4
     return {f"{file}:{name}": value for file in files for name, value in load_file(folder / file).items()}
 
 

@@ -9,7 +9,9 @@ import pytest
 from toys import Squares
 
 from interp.engine import Engine
+from interp.engine.base import Outcome
 from interp.engine.local import InProcess
+from interp.engine.resources import Share
 from interp.errors import EngineError, ModelError, PromptError
 
 
@@ -89,6 +91,50 @@ def test_a_batch_that_kills_every_actor_ends_the_stream(ray_engine: Engine, tmp_
 @pytest.mark.ray
 def test_what_does_not_fit_is_refused_at_once(ray_engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not fit"):
-        ray_engine.pool(Squares(str(tmp_path)), range(3), max_actors=50)
+        ray_engine.pool(Squares(str(tmp_path)), range(3), min_actors=50, max_actors=50)
     with pytest.raises(EngineError, match="connected to Ray already"):
         type(ray_engine)()
+
+
+def pool_of(worker: Squares, items: int, largest: int, cpus: float = 0.5) -> list[Outcome[int]]:
+    """Outcomes of a pool that begins with one actor, as they came."""
+    from interp.engine.ray.pool import Pool
+
+    pool = Pool(worker, range(items), smallest=1, largest=largest, retries=1, share=Share(cpus, 0, 1))
+    outcomes = list(pool.outcomes())
+    assert sorted((found.index, found.value) for found in outcomes) == [(n, n * n) for n in range(items)]
+    assert pool.size == 0
+    return outcomes
+
+
+@pytest.mark.ray
+def test_a_pool_grows_while_items_wait_and_shrinks_at_the_end(ray_engine: Engine, tmp_path: Path) -> None:
+    worker = Squares(str(tmp_path), until=("started", 4))
+    actors = [outcome.actors for outcome in pool_of(worker, 12, largest=4)]
+    assert max(actors) == 4 and actors[-1] == 1
+    assert len(worker.processes()) == 4
+
+
+@pytest.mark.ray
+def test_an_actor_without_room_stops_no_other(ray_engine: Engine, tmp_path: Path) -> None:
+    """Three of the four CPUs for each: the second actor never gets its own."""
+    worker = Squares(str(tmp_path), seconds=0.02)
+    assert {outcome.actors for outcome in pool_of(worker, 10, largest=4, cpus=3)} == {1}
+    assert len(worker.processes()) == 1
+
+
+@pytest.mark.ray
+def test_a_pool_goes_on_with_the_actors_that_can_start(ray_engine: Engine, tmp_path: Path) -> None:
+    worker = Squares(str(tmp_path), room=1, until=("refused", 3))
+    assert {outcome.actors for outcome in pool_of(worker, 6, largest=2)} == {1}
+    assert len(worker.processes("refused")) == 3
+    with pytest.raises(EngineError, match="starting a worker"):
+        pool_of(Squares(str(tmp_path), room=0), 3, largest=2)
+
+
+@pytest.mark.ray
+def test_more_actors_than_cores_are_as_many_as_there_are_cores(ray_engine: Engine, tmp_path: Path) -> None:
+    worker = Squares(str(tmp_path), until=("started", ray_engine.cores))
+    outcomes = list(ray_engine.pool(worker, range(12), max_actors=64))
+    assert sorted(found.index for found in outcomes) == list(range(12))
+    assert len(worker.processes()) == ray_engine.cores

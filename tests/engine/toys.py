@@ -20,6 +20,8 @@ class Squares:
         kills_once: these numbers kill their process, the first time.
         kills: these kill it every time.
         refused, defects: these end in an error that we understand, or in one that we do not.
+        room: so many processes can start; a further one is killed, as where memory is short.
+        until: no number is done before so many processes have "started", or been "refused" for want of room.
     """
 
     folder: str
@@ -29,16 +31,25 @@ class Squares:
     defects: tuple[int, ...] = ()
     seconds: float = 0.0
     starts: bool = True
+    room: int | None = None
+    until: tuple[str, int] = ("started", 0)
 
     def start(self) -> Callable[[int], int]:
         if not self.starts:
             raise ModelError("there is no model here", value=self.folder)
-        with (Path(self.folder) / "started").open("a") as file:
+        refused = self.room is not None and len(self.processes()) >= self.room
+        with (Path(self.folder) / ("refused" if refused else "started")).open("a") as file:
             file.write(f"{os.getpid()}\n")
+        if refused:
+            os.kill(os.getpid(), signal.SIGKILL)
         return self._square
 
     def _square(self, number: int) -> int:
         time.sleep(self.seconds)
+        event, times = self.until
+        deadline = time.monotonic() + 60
+        while len(self.processes(event)) < times and time.monotonic() < deadline:
+            time.sleep(0.02)
         marker = Path(self.folder) / f"killed-{number}"
         if number in self.kills or (number in self.kills_once and not marker.exists()):
             marker.touch()
@@ -55,5 +66,6 @@ class Squares:
         path = Path(self.folder) / f"done-{number}"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def processes(self) -> list[str]:
-        return (Path(self.folder) / "started").read_text().split()
+    def processes(self, event: str = "started") -> list[str]:
+        path = Path(self.folder) / event
+        return path.read_text().split() if path.exists() else []

@@ -124,7 +124,8 @@ def test_all_of_a_set_are_spliced_together() -> None:
         "resid": {"0": sae(0, lambda x: x)},
     }
     rows = evaluate(sets, hooked=hooked)
-    assert list(rows) == [("mlp", "0"), ("mlp", "1"), ("mlp", ALL), ("resid", "0")]
+    places = [("mlp", "layers.0.mlp"), ("mlp", "layers.1.mlp"), ("mlp", ALL), ("resid", "layers.0.resid_post")]
+    assert list(rows) == places
     noted: dict[int, Tensor] = {}
 
     def note(layer: int) -> Any:

@@ -10,7 +10,15 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from interp.dictionaries import DictionaryConfig, SparseDictionary, build_dictionary
+from interp.dictionaries import (
+    CrossLayerConfig,
+    CrossLayerPlace,
+    CrossLayerTranscoder,
+    Dictionary,
+    DictionaryConfig,
+    SparseDictionary,
+    build_dictionary,
+)
 from interp.eval import Evaluator
 from interp.eval.evaluation import hook_points, mean_activations
 from interp.spec.dictionary import ReLU, TopK
@@ -53,7 +61,7 @@ def identity_sae(hooked: HookedModel, hook: str) -> SparseDictionary:
     return sae
 
 
-def evaluate(hooked: HookedModel, *dictionaries: SparseDictionary, lengths: Any = FULL, batch: int = 2) -> list[Any]:
+def evaluate(hooked: HookedModel, *dictionaries: Dictionary, lengths: Any = FULL, batch: int = 2) -> list[Any]:
     sets = {"set": {each.config.at: each for each in dictionaries}}
     means = mean_activations(hooked, hook_points(sets), ROWS, lengths, batch)
     return Evaluator(hooked, sets, METRICS, batch=batch, means=means)(ROWS, lengths).rows(METRICS)
@@ -63,6 +71,28 @@ def transformers_loss(hooked: HookedModel) -> float:
     ids = torch.tensor(ROWS, dtype=torch.long)
     with torch.no_grad():
         return float(hooked.model(input_ids=ids, labels=ids).loss)
+
+
+def cross_layer(hooked: HookedModel, activation: Any) -> CrossLayerTranscoder:
+    """A random one of the first and the last two MLPs."""
+    topology = hooked.topology
+    names = [name.removesuffix("_in") for name in topology.all_mlp_in_hooks]
+    width = topology.width
+    places = [
+        CrossLayerPlace(
+            hook_in=f"{at}_in",
+            hook_out=f"{at}_out",
+            d_in=width(f"{at}_in"),
+            d_out=width(f"{at}_out"),
+            n_latents=2 * width(f"{at}_in"),
+        )
+        for at in (names[0], *names[-2:])
+    ]
+    clt = build_dictionary(CrossLayerConfig(places=places, activation=activation)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in clt.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return clt
 
 
 def last_block(hooked: HookedModel) -> str:
@@ -131,7 +161,72 @@ def test_nothing_keeps_a_graph_of_gradients() -> None:
     hooked = HookedModel(tiny_models.make("llama", seed=0))
     saes = [identity_sae(hooked, f"layers.{i}.resid_post").requires_grad_(True) for i in (0, 1)]
     seen: list[Tensor] = []
-    plain = type(saes[0]).forward
-    saes[0].forward = lambda x: seen.append(plain(saes[0], x)) or seen[-1]  # type: ignore[method-assign]
+    plain = type(saes[0]).decode_from
+    saes[0].decode_from = lambda *args: seen.extend(plain(saes[0], *args)) or seen[-1:]  # type: ignore[method-assign]
     evaluate(hooked, *saes)
     assert seen and not any(y.requires_grad for y in seen)
+
+
+def figures(row: Any) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not isinstance(value, str)}
+
+
+def changed_loss(hooked: HookedModel, hooks: Any) -> float:
+    ids = torch.tensor(ROWS, dtype=torch.long)
+    with torch.no_grad():
+        logits = hooked.softcapped(hooked.run_with_hooks(ids, hooks).float())
+    return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("activation", [TopK(type="topk", k=3), ReLU(type="relu")])
+def test_a_cross_layer_transcoder_reads_its_own_spliced_pass(hooked: HookedModel, activation: Any) -> None:
+    clt = cross_layer(hooked, activation)
+    *each, together = evaluate(hooked, clt)
+    places = clt.config.places
+    assert [row["at"] for row in (*each, together)] == [*(place.at for place in places), "all"]
+    noted: list[Tensor] = []
+
+    def note(x: Tensor, name: str) -> None:
+        noted.append(clt.encode(len(noted), x))
+
+    def write(j: int) -> Any:
+        return lambda x, name: sum(noted[i] @ clt.decoder(i, j) for i in range(j + 1)) + clt.b_dec(j)
+
+    hooks = {place.hook_in: note for place in places} | {p.hook_out: write(j) for j, p in enumerate(places)}
+    assert together["ce_spliced"] == pytest.approx(changed_loss(hooked, hooks), rel=1e-5)
+    zero = {place.hook_out: lambda x, name: torch.zeros_like(x) for place in places}
+    assert together["ce_zero_ablated"] == pytest.approx(changed_loss(hooked, zero), rel=1e-5)
+    ids = torch.tensor(ROWS, dtype=torch.long)
+    clean = hooked.run_with_cache(ids, list(clt.config.widths))
+    found = clt([clean[place.hook_in] for place in places])
+    for j, (row, place) in enumerate(zip(each, places, strict=True)):
+        y = clean[place.hook_out].flatten(0, 1)
+        alone = changed_loss(hooked, {place.hook_out: lambda x, name, j=j: found[j]})
+        assert row["ce_spliced"] == pytest.approx(alone, rel=1e-5), "alone it has the features of the clean pass"
+        unexplained = (y - found[j].flatten(0, 1)).square().sum() / (y - y.mean(0)).square().sum()
+        assert row["fvu"] == pytest.approx(float(unexplained), rel=1e-4)
+        active = clt.encode(j, clean[place.hook_in]) > 0
+        assert row["l0"] == pytest.approx(active.sum().item() / ids.numel())
+        assert row["dead_latents"] == int((active.flatten(0, 1).sum(0) == 0).sum())
+
+
+def test_without_cross_layer_decoders_it_is_evaluated_as_transcoders_are(hooked: HookedModel) -> None:
+    clt = cross_layer(hooked, TopK(type="topk", k=3))
+    ones = []
+    for i, place in enumerate(clt.config.places):
+        for decoder in clt.decoders(i)[1:]:
+            decoder.zero_()
+        one = dictionary(hooked, "transcoder", place.hook_in, place.hook_out, clt.config.activation)
+        weights = {"W_enc": clt.encoder(i), "b_enc": clt.b_enc[i], "W_dec": clt.decoder(i, i), "b_dec": clt.b_dec(i)}
+        one.load_state_dict(weights)
+        ones.append(one)
+    for ours, theirs in zip(evaluate(hooked, clt), evaluate(hooked, *ones), strict=True):
+        assert ours["at"] == theirs["at"]
+        assert figures(ours) == pytest.approx(figures(theirs), rel=1e-3, abs=1e-5)
+
+
+def test_a_cross_layer_transcoder_does_not_depend_on_the_batch_size() -> None:
+    hooked = HookedModel(tiny_models.make("llama", seed=0))
+    clt = cross_layer(hooked, ReLU(type="relu"))
+    for one, five in zip(*(evaluate(hooked, clt, lengths=PARTIAL, batch=n) for n in (1, 5)), strict=True):
+        assert figures(one) == pytest.approx(figures(five), rel=1e-3, abs=1e-5)

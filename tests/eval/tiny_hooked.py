@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from interp.dictionaries.config import place_name
+
 Hooks = Mapping[str, Callable[[Tensor, str], Tensor | None]]
 
 D, VOCAB, LAYERS = 6, 11, 2
@@ -66,18 +68,15 @@ class Fake(nn.Module):
 
     def __init__(self, hook_in: str, hook_out: str, f: Callable[[Tensor], Tensor], n_latents: int = D):
         super().__init__()
-        self.config = SimpleNamespace(hook_in=hook_in, hook_out=hook_out, n_latents=n_latents)
-        self.W_enc = torch.zeros(n_latents, D)
-        self.f = f
+        at = place_name(hook_in, hook_out)
+        place = SimpleNamespace(at=at, hook_in=hook_in, hook_out=hook_out, n_latents=n_latents)
+        self.places, self.dtype, self.f = (place,), torch.float32, f
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode_at(self, place: int, x: Tensor) -> Tensor:
         return x.relu()
 
-    def decode(self, activations: Tensor, x: Tensor) -> Tensor:
-        return self.f(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(x)
+    def decode_from(self, place: int, activations: Tensor, x: Tensor) -> list[Tensor]:
+        return [self.f(x)]
 
 
 def sae(layer: int, f: Callable[[Tensor], Tensor]) -> Fake:

@@ -56,6 +56,17 @@ def test_a_fit_counted_by_hand() -> None:
     assert found.memory == 16 * parameters + 2048 * 8 * 64 * 4 + 4 * 1024 * (2 * 256 + 64 + 128)
 
 
+def test_a_cross_layer_transcoder_is_one_dictionary_that_writes_to_all_later_places() -> None:
+    of = {"dictionaries": [{**ONE[0], "kind": "cross-layer-transcoder"}], "evaluate": None, "trace": None}
+    places = places_of(study(**of).trained[0], SHAPE)
+    assert [(place.at, place.d_written) for place in places] == [(f"layers.{i}.mlp", (4 - i) * 64) for i in range(4)]
+    parameters = 4 * (256 * (64 + 1) + 64) + 10 * 256 * 64  # encoders and biases; 4 + 3 + 2 + 1 decoders
+    assert sum(place.parameters for place in places) == parameters
+    found = cost("fit", of)
+    assert found.flops == 100_000 * (4 * BLOCK + 3 * 2 * (4 * 64 * 256 + 10 * 8 * 64))
+    assert found.memory == 16 * parameters + 2048 * 8 * 64 * 4 + 4 * 1024 * 4 * (2 * 256 + 64 + 128)
+
+
 def test_only_the_layers_up_to_the_last_hook_point_are_run() -> None:
     first = [{**ONE[0], "at": "layers.0.mlp"}]
     last = [{**ONE[0], "at": "layers.3.mlp"}]

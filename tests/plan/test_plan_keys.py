@@ -16,6 +16,7 @@ from interp.plan.keys import differences, stage_key
 from interp.sources.prompts import Prompt
 from interp.spec.base import EXECUTION, SpecModel
 from interp.spec.study import Study
+from interp.spec.trace import FaithfulnessSpec
 
 GOLDEN = Path(__file__).parent / "golden_plan.json"
 
@@ -42,6 +43,8 @@ CHOSEN: dict[Path_, Any] = {
     ("dictionaries", 1, "kind"): None,  # what is no SAE cannot be at this place
     ("dictionaries", 2, "kind"): "skip-transcoder",
     ("trace", "dictionaries"): "wide",
+    ("trace", "target"): "last-token",
+    ("trace", "faithfulness"): FaithfulnessSpec(),
     ("evaluate", "metrics"): ("fvu",),
 }
 """Other values for fields where any would not do."""
@@ -63,7 +66,7 @@ def fields(model: SpecModel, path: Path_ = ()) -> Iterator[tuple[Path_, Any, boo
             for index, item in enumerate(inner):
                 for found, other, below in fields(item, (*here, index) if isinstance(value, tuple) else here):
                     yield found, other, below or execution
-        elif (other := CHOSEN.get(here, _other(value, field.annotation))) is not None:
+        elif (other := CHOSEN[here] if here in CHOSEN else _other(value, field.annotation)) is not None:
             yield here, other, execution
 
 
@@ -127,14 +130,38 @@ def test_a_field_moves_a_key_if_and_only_if_it_changes_a_result(path: Path_) -> 
         ({"corpus": "9" * 64}, {"corpus", "fit", "evaluate", "trace"}),
         ({"prompts": (Prompt.of(0, "other"),)}, {"trace"}),
         ({"prompts": (*revisions().prompts[:2], Prompt.of(2, "", "no JSON"))}, {"trace"}),
+        ({"prompts": (*revisions().prompts[:2], Prompt.of(2, "", row={"good": 1}))}, {"trace"}),
         ({"borrowed": (borrowed(),)}, {"evaluate", "trace"}),
         ({"borrowed": (borrowed(kind="folder"),)}, {"evaluate", "trace"}),
     ],
-    ids=["model", "model's path", "tokenizer", "corpus", "prompts", "a bad prompt's reason", "borrowed", "folder"],
+    ids=[
+        "model",
+        "model's path",
+        "tokenizer",
+        "corpus",
+        "prompts",
+        "a bad prompt's reason",
+        "a row",
+        "borrowed",
+        "folder",
+    ],
 )
 def test_every_revision_is_in_a_key(change: dict[str, Any], moved: set[str]) -> None:
     before, after = keys(study()), keys(study(), **change)
     assert {stage for stage in before if before[stage] != after[stage]} == moved
+
+
+def test_a_direction_is_in_the_key_by_what_it_is_and_not_by_where() -> None:
+    def traced(path: str, **target: Any) -> Study:
+        return study(trace={"prompts": ["one"], "dictionaries": "mlp", "target": {"direction": path, **target}})
+
+    before = keys(traced("/a.npy"), direction="5" * 64)
+    assert keys(traced("/b.npy"), direction="5" * 64) == before
+    for after in (
+        keys(traced("/a.npy"), direction="6" * 64),
+        keys(traced("/a.npy", at="layers.1.resid_post"), direction="5" * 64),
+    ):
+        assert {stage for stage in before if before[stage] != after[stage]} == {"trace"}
 
 
 @pytest.mark.parametrize("kind", ["artifact", "folder"])

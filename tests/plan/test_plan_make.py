@@ -77,6 +77,19 @@ def test_the_fit_names_every_place_with_its_latents() -> None:
     }
 
 
+def test_a_cross_layer_transcoder_is_planned_with_its_places() -> None:
+    clt = {**STUDY["dictionaries"][0], "kind": "cross-layer-transcoder"}
+    made = make_plan(study(dictionaries=[clt]), None, revisions())
+    fit = made.stage("fit")
+    assert fit is not None
+    (found,) = fit.spec["dictionaries"]
+    assert found["kind"] == "cross-layer-transcoder"
+    assert found["places"] == [{"at": f"layers.{i}.mlp", "latents": 256} for i in range(4)]
+    assert Plan.from_json(made.to_json()) == made
+    again = make_plan(study(dictionaries=[{**clt, "at": "layers.[0-2].mlp"}]), None, revisions()).stage("fit")
+    assert again is not None and again.key != fit.key
+
+
 def test_prompts_are_in_the_spec_of_the_trace_bad_ones_with_their_reason() -> None:
     trace = make_plan(study(), None, revisions()).stage("trace")
     assert trace is not None

@@ -14,7 +14,7 @@ from interp.errors import CorpusError, SourceError
 from interp.sources import revision
 from interp.sources.files import find_files
 from interp.sources.folders import content_tag
-from interp.sources.revision import content_revision, corpus_revision
+from interp.sources.revision import content_revision, corpus_revision, file_revision
 from interp.spec.study import CorpusSpec
 
 
@@ -136,3 +136,14 @@ def test_a_folder_of_anything(tmp_path: Path) -> None:
     assert content_revision(tmp_path / "d") != before
     with pytest.raises(SourceError):
         content_revision(tmp_path / "missing")
+
+
+def test_a_small_file_is_known_by_its_content(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.npy", tmp_path / "two.npy"
+    one.write_bytes(b"vector")
+    two.write_bytes(b"vector")
+    assert file_revision(str(one)) == file_revision(two.as_uri())
+    two.write_bytes(b"other")
+    assert file_revision(str(one)) != file_revision(str(two))
+    with pytest.raises(SourceError, match="no such file"):
+        file_revision(str(tmp_path / "none.npy"))

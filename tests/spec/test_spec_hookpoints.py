@@ -47,13 +47,10 @@ def test_a_parallel_block_has_no_resid_mid() -> None:
     ("alias", "name"),
     [
         ("hook_embed", "embed"),
-        ("ln_final.hook_normalized", "final_norm"),
         ("blocks.3.hook_resid_pre", "layers.3.resid_pre"),
-        ("blocks.3.ln1.hook_normalized", "layers.3.attn_in"),
         ("blocks.3.attn.hook_pattern", "layers.3.attn_pattern"),
         ("blocks.3.hook_attn_out", "layers.3.attn_out"),
         ("blocks.3.hook_resid_mid", "layers.3.resid_mid"),
-        ("blocks.3.ln2.hook_normalized", "layers.3.mlp_in"),
         ("blocks.3.mlp.hook_in", "layers.3.mlp_in"),
         ("blocks.11.hook_mlp_out", "layers.11.mlp_out"),
         ("blocks.3.hook_resid_post", "layers.3.resid_post"),
@@ -66,6 +63,22 @@ def test_transformer_lens_names(alias: str, name: str) -> None:
 
 def test_transformer_lens_globs() -> None:
     assert select("blocks.*.hook_resid_post", LLAMA) == tuple(f"layers.{i}.resid_post" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("blocks.3.hook_mlp_in", "mlp_in"),
+        ("blocks.3.ln1.hook_normalized", "attn_in"),
+        ("blocks.3.ln2.hook_normalized", "mlp_in"),
+        ("blocks.3.mlp.hook_out", "mlp_out"),
+        ("ln_final.hook_normalized", "final_norm"),
+    ],
+)
+def test_names_of_transformer_lens_that_mean_another_place_are_told_apart(name: str, ours: str) -> None:
+    with pytest.raises(HookError, match=f"{ours} is what") as raised:
+        parse(name)
+    assert "stands before" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["blocks.3.hook_mlp_in", "layers.03.mlp_in", "layers.-1.mlp_in", "layer.0.mlp_in", ""])

@@ -6,10 +6,12 @@ import pickle
 from pathlib import Path
 
 import pytest
+import yaml
 
 from interp.errors import SpecError
 from interp.spec.dictionary import FromArtifact, TopK
 from interp.spec.loading import Problem, StudyFileError, load_study, parse_study
+from interp.spec.trace import target_columns
 
 GOOD = """\
 apiVersion: interp/v1
@@ -128,7 +130,7 @@ def test_a_key_that_is_named_like_a_member_of_the_union() -> None:
 
 def test_a_borrowed_dictionary_takes_no_other_key() -> None:
     found = problems(changed("{name: mlp, kind: transcoder,", '{name: mlp, from: "artifact://x", kind: transcoder,'))
-    assert found["dictionaries[0].kind"].expected == "one of name, from"
+    assert found["dictionaries[0].kind"].expected == "one of name, from, format, mlp"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +159,73 @@ def test_one_wrong_value(old: str, new: str, path: str, told: str) -> None:
     found = problems(text)
     assert set(found) == {path}
     assert told in str(found[path])
+
+
+TARGETS = "salient, last-token, or a mapping with one of tokens, difference, direction, features"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "salient",
+        "last-token",
+        "{tokens: [' mode', 17, {column: answer}], position: -2}",
+        "{difference: [' he', ' she']}",
+        "{difference: [{column: good}, {column: bad}]}",
+        "{direction: probe.npy, at: layers.3.resid_post, name: truth}",
+        "{features: [{at: layers.3.mlp, latent: 12}]}",
+    ],
+)
+def test_each_form_of_a_target(target: str) -> None:
+    study = parse_study(f"{GOOD}trace: {{prompts: [x], target: {target}, memory: 8G, adjacency: full}}\n")
+    assert study.trace is not None and study.trace.memory == 8_000_000_000
+    said = study.trace.model_dump(mode="json", exclude_unset=True)["target"]
+    assert type(study).model_validate(study.model_dump(by_alias=True)).trace == study.trace
+    assert said == yaml.safe_load(target)
+
+
+def test_the_columns_that_a_target_is_named_by() -> None:
+    targets = ["salient", "{tokens: [1, {column: a}]}", "{difference: [{column: a}, {column: a}]}"]
+    studies = [parse_study(f"{GOOD}trace: {{prompts: [x], target: {target}}}\n") for target in targets]
+    assert [target_columns(study.trace.target) for study in studies if study.trace] == [(), ("a",), ("a",)]
+
+
+@pytest.mark.parametrize(
+    ("trace", "path", "told"),
+    [
+        ("target: last_token", "target", ("did you mean last-token?", TARGETS)),
+        ("target: {differenc: [' a', ' b']}", "target", ("did you mean difference?", TARGETS)),
+        ("target: {}", "target", (TARGETS,)),
+        ("target: [a]", "target", (TARGETS,)),
+        ("target: 3", "target", (TARGETS,)),
+        ("target: null", "target", (TARGETS, "null")),
+        ("target: {tokens: []}", "target.tokens", ("a list of at least 1",)),
+        ("target: {tokens: a}", "target.tokens", ("write it as [a, b]",)),
+        ("target: {tokens: [a], difference: [a, b]}", "target.difference", ("unknown key", "one of tokens, position")),
+        ("target: {tokens: [a], positon: 1}", "target.positon", ("did you mean position?",)),
+        ("target: {tokens: [a, true]}", "target.tokens[1]", ("a token's text in quotes, its id, or {column: NAME}",)),
+        ("target: {tokens: [-4]}", "target.tokens[0]", ("at least 0",)),
+        ("target: {tokens: ['']}", "target.tokens[0]", ("text that is not empty",)),
+        ("target: {tokens: [{column: 3}]}", "target.tokens[0].column", ("put it in quotes",)),
+        ("target: {difference: [a]}", "target.difference", ("a list of at least 2",)),
+        ("target: {difference: [a, b, c]}", "target.difference", ("a list of at most 2",)),
+        ("target: {direction: d.npy, at: 3}", "target.at", ("put it in quotes",)),
+        ("target: {features: [{at: layers.1.mlp}]}", "target.features[0].latent", ("add the key latent",)),
+        ("target: {features: [{at: x, latent: -1}]}", "target.features[0].latent", ("at least 0",)),
+        ("memory: 8GB", "memory", ("10K, 1.5M or 2G",)),
+        ("adjacency: sparse", "adjacency", ("one of none, pruned, full",)),
+        ("faithfulness: {curve: [2]}", "faithfulness.curve[0]", ("at most 1",)),
+        ("faithfulness: {curve: []}", "faithfulness.curve", ("a list of at least 1",)),
+    ],
+)
+def test_a_trace_is_refused_at_its_place_and_in_the_file_s_terms(trace: str, path: str, told: tuple[str, ...]) -> None:
+    found = problems(f"{GOOD}trace: {{prompts: [x], {trace}}}\n")
+    assert set(found) == {f"trace.{path}"}
+    assert found[f"trace.{path}"].line == 11
+    for part in told:
+        assert part in str(found[f"trace.{path}"])
+    for inner in ("<", "pydantic", "Input should", "Target"):
+        assert inner not in str(found[f"trace.{path}"])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,19 @@ GOOD = {
     "prompts as list": study(trace={"prompts": ["a", "b"]}),
     "prompts as file": study(trace={"prompts": "s3://b/p.jsonl"}),
     "null for all features": study(trace={"prompts": ["a"], "max_features": None}),
+    **{
+        f"target {target}": study(trace={"prompts": ["a"], "target": target})
+        for target in (
+            "last-token",
+            {"tokens": [" a", 3, {"column": "x"}], "position": -2},
+            {"difference": [" a", 3]},
+            {"direction": "d.npy", "at": "layers.1.resid_mid", "name": "d"},
+            {"features": [{"at": "layers.1.mlp", "latent": 0}]},
+        )
+    },
+    "memory and the rest": study(
+        trace={"prompts": "p/*.txt", "memory": "8G", "adjacency": "none", "faithfulness": {"features": 5}}
+    ),
     "every activation": study(
         dictionaries=[
             dictionary(name="a", activation={"type": "batchtopk", "k": 1}),
@@ -77,6 +90,25 @@ BAD = {
     "borrowed and trained": study(dictionaries=[{**dictionary(), "from": "x"}]),
     "name with capitals": study(dictionaries=[dictionary(name="D")]),
     "no prompts": study(trace={"prompts": []}),
+    **{
+        f"target {target}": study(trace={"prompts": ["a"], "target": target})
+        for target in (
+            "last_token",
+            3,
+            None,
+            {},
+            {"tokens": []},
+            {"tokens": [-1]},
+            {"tokens": [1.5]},
+            {"tokens": [{"colum": "x"}]},
+            {"difference": ["a"]},
+            {"difference": ["a", "b", "c"]},
+            {"tokens": ["a"], "difference": ["a", "b"]},
+            {"features": [{"at": "layers.1.mlp"}]},
+        )
+    },
+    "memory with another unit": study(trace={"prompts": ["a"], "memory": "8GB"}),
+    "unknown adjacency": study(trace={"prompts": ["a"], "adjacency": "sparse"}),
     "unknown metric": study(evaluate={"metrics": ["accuracy"]}),
 }
 

@@ -26,6 +26,7 @@ TARGETS = [
     target("skip-transcoder", {"type": "batchtopk", "k": 3}, name="b"),
     target("sae", {"type": "jumprelu"}, name="c"),
     target("transcoder", {"type": "gated"}, name="d"),
+    target("cross-layer-transcoder", {"type": "batchtopk", "k": 3}, name="e"),
 ]
 PLAN = plan_of(*TARGETS, total=500, checkpoint_every=128, dead_after=64)
 
@@ -99,9 +100,15 @@ def test_the_result_reads_raw_activations(tmp_path: Path) -> None:
     found = load_dictionaries(whole, model="abc123")
     assert list(found) == [t.key for t in TARGETS]
     for key, dictionary in found.items():
-        x = ACTS[dictionary.config.hook_in]
-        assert torch.equal(dictionary(x), expected[key](x))
-        assert dictionary.config.normalization.scale_in != 1
+        places = list(enumerate(dictionary.config.places))
+        activations = [dictionary.encode_at(i, ACTS[place.hook_in]) for i, place in places]
+        for i, place in places:
+            x = ACTS[place.hook_in]
+            assert torch.equal(activations[i], expected[key].encode_at(i, x))
+            ours, theirs = (d.decode_from(i, activations[i], x) for d in (dictionary, expected[key]))
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        scales = dictionary.config.normalization
+        assert all(each.scale_in != 1 for each in (scales if isinstance(scales, tuple) else [scales]))
     summary = json.loads((whole / "summary.json").read_text())
     assert (summary["tokens"], summary["steps"]) == (500, 8)
     assert list(summary["dictionaries"]) == [t.key for t in TARGETS]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from training_cases import MLP_IN, MLP_OUT, MODEL, RESID, plan_of, target
 
+from interp.dictionaries import CrossLayerConfig
 from interp.errors import HookError
 from interp.spec.hookpoints import all_hook_points
 from interp.spec.study import Study
-from interp.training import FitPlan, fit_plan
+from interp.training import DictionarySet, FitPlan, fit_plan
 from interp.training.schedule import decay, default_lr, warm_up
 
 TOPK = {"type": "topk", "k": 4}
@@ -68,6 +69,23 @@ def test_a_transcoder_reads_what_the_mlp_reads_and_gives_what_it_adds() -> None:
     assert last.at == plan.targets[-1].at
     assert (last.model, last.corpus) == (MODEL, "key")
     assert (plan.batch_tokens, plan.micro_tokens, plan.total_tokens) == (64, 32, 1024)
+
+
+def test_a_cross_layer_transcoder_has_all_places_in_execution_order() -> None:
+    spec = {"name": "clt", "kind": "cross-layer-transcoder", "activation": TOPK, "expansion": 8}
+    at = ["layers_last.*.mlp", "layers_first.1.mlp"]
+    plan = fit_plan(study(**spec, at=at), hook_names=HOOKS, width=width, model=MODEL, corpus="key")
+    (one,) = plan.targets
+    assert one.key == "clt/cross-layer"
+    assert isinstance(one.config, CrossLayerConfig)
+    assert [(p.at, p.d_in, p.d_out, p.n_latents) for p in one.config.places] == [
+        ("layers_first.1.mlp", 16, 16, 128),
+        ("layers_last.0.mlp", 32, 32, 256),
+        ("layers_last.1.mlp", 32, 32, 256),
+    ]
+    assert (one.config.model, one.config.corpus) == (MODEL, "key")
+    assert FitPlan.model_validate_json(plan.model_dump_json()) == plan
+    assert DictionarySet(plan).widths() == {hook: width(hook) for hook in plan.hooks}
 
 
 def test_an_sae_stands_at_a_hook_point() -> None:

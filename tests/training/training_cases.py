@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.dictionaries import DictionaryConfig, ModelIdentity
+from interp.dictionaries import CrossLayerConfig, DictionaryConfig, ModelIdentity
 from interp.spec.study import FitSpec
 from interp.training import DictionarySet, FitPlan, FitTarget, StepMetrics, Trainer
 
 MODEL = ModelIdentity(source="toy", fingerprint="abc123", family="toy")
 RESID, MLP_IN, MLP_OUT = "layers.0.resid_post", "layers.0.mlp_in", "layers.0.mlp_out"
+LATER_IN, LATER_OUT = "layers.1.mlp_in", "layers.1.mlp_out"
 
 
 def target(kind: str, activation: Mapping[str, Any], *, n_latents: int = 32, d: int = 8, name: str = "d") -> FitTarget:
+    if kind == "cross-layer-transcoder":
+        pairs = ((MLP_IN, MLP_OUT), (LATER_IN, LATER_OUT))
+        places = [{"hook_in": a, "hook_out": b, "d_in": d, "d_out": d, "n_latents": n_latents} for a, b in pairs]
+        return FitTarget(
+            name=name, at="cross-layer", config=CrossLayerConfig(places=places, activation=activation, model=MODEL)
+        )
     at, hooks = (RESID, (RESID, RESID)) if kind == "sae" else ("layers.0.mlp", (MLP_IN, MLP_OUT))
     config = DictionaryConfig(
         kind=kind,
@@ -44,21 +51,27 @@ def plan_of(*targets: FitTarget, total: int = 500, batch: int = 64, micro: int =
 
 
 def planted_directions(d: int, n_latents: int) -> Tensor:
-    """Unit directions of the residual stream, and those that the MLP maps them to."""
-    directions = torch.randn(2, n_latents, d, generator=torch.Generator().manual_seed(99))
+    """Unit directions: those that an MLP reads and those that it maps them to, the same of a later MLP, and what is
+    left to add there of what the first one read."""
+    directions = torch.randn(5, n_latents, d, generator=torch.Generator().manual_seed(99))
     return directions / directions.norm(dim=-1, keepdim=True)
 
 
 def planted(tokens: int, *, d: int = 8, n_latents: int = 24, active: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """Sparse non-negative mixtures of random directions, off centre and not of unit scale; the MLP maps each to another
-    direction."""
+    direction, and a later MLP, which reads other mixtures, adds to what they mapped to."""
     generator = torch.Generator().manual_seed(seed)
     directions = planted_directions(d, n_latents)
-    chosen = torch.rand(tokens, n_latents, generator=generator).topk(active, dim=1).indices
-    sizes = 0.5 + torch.rand(tokens, active, generator=generator)
-    code = torch.zeros(tokens, n_latents).scatter(1, chosen, sizes)
+
+    def mixture() -> Tensor:
+        chosen = torch.rand(tokens, n_latents, generator=generator).topk(active, dim=1).indices
+        sizes = 0.5 + torch.rand(tokens, active, generator=generator)
+        return torch.zeros(tokens, n_latents).scatter(1, chosen, sizes)
+
+    code, later = mixture(), mixture()
     x, y = 3 * code @ directions[0] + 1.5, 7 * code @ directions[1] - 2
-    return {RESID: x, MLP_IN: x, MLP_OUT: y}
+    later_y = 2 * (later @ directions[3] + code @ directions[4]) + 1
+    return {RESID: x, MLP_IN: x, MLP_OUT: y, LATER_IN: later @ directions[2] - 0.5, LATER_OUT: later_y}
 
 
 def micro(activations: Mapping[str, Tensor], tokens: range) -> dict[str, Tensor]:

@@ -183,3 +183,11 @@ def test_views_share_the_models_memory() -> None:
         for block in view.blocks:
             assert block.w_v.untyped_storage().data_ptr() in owned
             assert block.w_o.untyped_storage().data_ptr() in owned
+
+
+def test_a_model_that_is_cast_has_another_view() -> None:
+    hooked = HookedModel(make("llama"))
+    before = hooked.frozen
+    assert hooked.frozen is before
+    hooked.model.to(torch.bfloat16)
+    assert hooked.frozen.blocks[0].w_o.dtype == hooked.frozen.unembed.W_U.dtype == torch.bfloat16

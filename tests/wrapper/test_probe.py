@@ -20,7 +20,7 @@ def test_every_row_is_proved(name: str) -> None:
     report = probe(HookedModel(make(name), prove=False))
     assert max(report.errors.values()) < 1e-5
     assert report.splice_effect > 0.5
-    assert {"embedding", "residual stream", "attention", "head", "prediction"} < set(report.errors)
+    assert {"embedding", "residual stream", "attention", "MLP", "head", "prediction"} < set(report.errors)
     assert ("adapter" in report.errors) == name.startswith("split")
 
 
@@ -53,6 +53,12 @@ def test_the_probe_changes_no_random_state() -> None:
 def _row(name: str, **block: Any) -> Family:
     family = family_of(make(name).config.model_type)
     return replace(family, block=replace(family.block, **block))
+
+
+def _mlp(name: str, **parts: Any) -> Family:
+    layout = family_of(make(name).config.model_type).block.mlp_parts
+    assert layout is not None
+    return _row(name, mlp_parts=replace(layout, **parts))
 
 
 _LLAMA, _GEMMA, _GPT2, _NEOX = (FAMILIES[name] for name in ("llama", "gemma2", "gpt2", "gpt_neox"))
@@ -103,6 +109,15 @@ WRONG: dict[str, tuple[str, Family, str]] = {
         "block.parallel",
     ),
     "a parallel block taken for a sequential one": ("gpt_neox", _row("gpt_neox", parallel=False), "block.parallel"),
+    "gate and up swapped": ("llama", _mlp("llama", gate="up_proj", up="gate_proj"), "mlp_parts"),
+    "a gate forgotten": ("gemma2", _mlp("gemma2", gate=None), "mlp_parts"),
+    "an MLP the wrong way round": ("gpt2", _mlp("gpt2", transposed=False), "mlp_parts"),
+    "an MLP's projections swapped": (
+        "gpt_neox",
+        _mlp("gpt_neox", up="dense_4h_to_h", down="dense_h_to_4h"),
+        "mlp_parts",
+    ),
+    "no such part of an MLP": ("gpt_neox", _mlp("gpt_neox", act="act_fn"), "mlp_parts"),
     "positions forgotten": ("gpt2", replace(_GPT2, positions=None), "positions"),
     "soft cap forgotten": ("gemma2", replace(_GEMMA, logit_softcap=None), "logit_softcap"),
     "no such module": ("llama", replace(_LLAMA, final_norm="model.ln_f"), "final_norm"),
@@ -127,8 +142,24 @@ def test_a_wrong_row_is_found_and_its_field_named(case: str) -> None:
         HookedModel(make(name), family=family)
 
 
+def test_an_mlp_with_square_projections_the_wrong_way_round_is_found() -> None:
+    with pytest.raises(ProbeFailed, match="mlp_parts"):
+        HookedModel(make("gpt2", n_inner=32), family=_mlp("gpt2", transposed=False))
+
+
+def test_a_family_need_not_know_the_parts_of_its_mlps() -> None:
+    report = probe(HookedModel(make("llama"), family=_row("llama", mlp_parts=None), prove=False))
+    assert "MLP" not in report.errors
+
+
 def test_a_wrong_row_is_found_in_bfloat16_too() -> None:
-    for case in ("attention's post-norm missing", "the MLP's post-norm missing", "keys taken for values"):
+    cases = (
+        "attention's post-norm missing",
+        "the MLP's post-norm missing",
+        "keys taken for values",
+        "a gate forgotten",
+    )
+    for case in cases:
         name, family, field = WRONG[case]
         with pytest.raises(ProbeFailed, match=field):
             HookedModel(make(name).bfloat16(), family=family)

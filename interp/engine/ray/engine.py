@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec
 from interp.engine.job import FitJob
 from interp.engine.ray.session import start
-from interp.engine.resources import share
+from interp.engine.resources import pool_size, share
 
 
 class RayEngine:
@@ -44,8 +44,9 @@ class RayEngine:
     ) -> Generator[Outcome[R]]:
         from interp.engine.ray.pool import Pool
 
-        each = share(self._session.capacity, max_actors, device, f"a pool of {max_actors} actors")
-        run = Pool(worker, items, smallest=min_actors, largest=max_actors, retries=retries, share=each)
+        largest = pool_size(self._session.capacity, min_actors, max_actors, device)
+        each = share(self._session.capacity, largest, device, f"a pool of {largest} actors")
+        run = Pool(worker, items, smallest=min_actors, largest=largest, retries=retries, share=each)
         return run.outcomes()
 
     def fit(self, job: FitJob, progress: Progress) -> None:

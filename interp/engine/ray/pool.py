@@ -3,20 +3,22 @@
     starting -> idle -> busy with one item -> idle ... -> stopped when no item is left for it
 
 An actor has one item at a time, so when it dies the item that it had is known: the item is put back in front of the
-queue, and a new actor takes the place of the dead one. The pool starts with `min_actors` and adds one whenever every
-actor is busy and an item waits, up to `max_actors`; towards the end, actors that find no item are given back.
+queue, and a new actor takes the place of the dead one. The pool starts with `min_actors`; whenever every actor is busy
+and items wait, it doubles, up to `max_actors`. New actors are asked for when those before them have started: on a full
+cluster they stay where they are, in Ray's queue, and the others work on. Towards the end, actors that find no item are
+given back.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sized
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
 
 from interp.engine.base import Outcome, R, T, WorkerSpec, attempt
 from interp.engine.ray.context import on_one_process, ray_failure
@@ -26,7 +28,11 @@ from interp.errors import EngineError
 logger = logging.getLogger(__name__)
 
 _STARTS = 3
-"""Deaths while starting, one after another, that end the pool: no item can be blamed for them."""
+"""Deaths while starting, one after another, after which the pool does not grow any more. No item can be blamed for
+them: when they leave no actor at all, they end the pool."""
+
+_PATIENCE_S = 60.0
+"""How long no actor finds room before that is said."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Pool(Generic[T, R]):
         self._worker, self._share = worker, share
         self._smallest, self._largest, self._retries = smallest, largest, retries
         self._items = (_Task(index, item) for index, item in enumerate(items))
+        self._left = len(items) if isinstance(items, Sized) else None
         self._waiting: deque[_Task[T]] = deque()
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
@@ -55,11 +62,11 @@ class Pool(Generic[T, R]):
         """Outcomes as they come; closing the generator stops all actors."""
         try:
             while self._assign():
-                (ready,), _ = ray.wait([*self._busy, *self._starting], num_returns=1)
+                ready = self._next_ready()
                 if ready in self._starting:
                     self._started(ready)
                 elif (outcome := self._finished(ready)) is not None:
-                    yield outcome
+                    yield replace(outcome, actors=len(self._idle) + len(self._busy))
         finally:
             for actor in self._actors():
                 ray.kill(actor)
@@ -75,20 +82,41 @@ class Pool(Generic[T, R]):
             actor, task = self._idle.pop(), self._waiting.popleft()
             self._busy[actor.run.remote(task.index, task.item)] = (actor, task)
         if not self._waiting:
-            while self._idle:
-                ray.kill(self._idle.pop())
+            for actor in [*self._idle, *self._starting.values()]:
+                ray.kill(actor)
+            self._idle, self._starting = [], {}
             return bool(self._busy)
-        # Too small a pool, or everyone is busy: one more, and not a second before the first has started.
-        if self.size < self._smallest or (not self._starting and self.size < self._largest):
-            for _ in range(max(1, self._smallest - self.size)):
-                self._start()
+        for _ in range(self._wanted()):
+            self._start()
         return True
+
+    def _wanted(self) -> int:
+        """How many more actors to ask for, where an item waits and nobody is idle."""
+        if self.size < self._smallest:
+            return self._smallest - self.size
+        if self._starting:
+            return 0
+        waiting = len(self._waiting) + (self.size if self._left is None else self._left)
+        return min(self._largest - self.size, self.size, waiting)
 
     def _look_ahead(self) -> bool:
         """Whether an item waits; items are read from the caller one at a time."""
         if not self._waiting:
             self._waiting.extend(task for task in (next(self._items, None),) if task is not None)
+            if self._left is not None:
+                self._left -= len(self._waiting)
         return bool(self._waiting)
+
+    def _next_ready(self) -> Any:
+        """The next item that is done, or actor that has started."""
+        said = False
+        while True:
+            ready, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=_PATIENCE_S)
+            if ready:
+                return ready[0]
+            if not self._busy and not said:
+                said = True
+                logger.warning("no worker has started for %.0f s: it loads, or waits for room", _PATIENCE_S)
 
     def _start(self) -> None:
         options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "max_restarts": 0}
@@ -101,13 +129,24 @@ class Pool(Generic[T, R]):
             with ray_failure("starting a worker"):
                 ray.get(ready)
         except EngineError as error:
-            if not isinstance(error.__cause__, RayActorError) or self._failed_starts + 1 >= _STARTS:
-                raise
-            self._failed_starts += 1
-            logger.warning("a worker died while starting; it is replaced")
+            self._not_started(error)
             return
         self._failed_starts = 0
         self._idle.append(actor)
+
+    def _not_started(self, error: EngineError) -> None:
+        """A worker that found no room, or died of having too little, is done without if there are others."""
+        cause = error.__cause__
+        if not isinstance(cause, RayActorError | ActorUnschedulableError):
+            raise error
+        self._failed_starts += 1
+        if isinstance(cause, RayActorError) and self._failed_starts < _STARTS:
+            logger.warning("a worker died while starting; it is replaced")
+        elif self._idle or self._busy:
+            self._largest = self._smallest = len(self._idle) + len(self._busy)
+            logger.warning("no further worker can start (%s): going on with %d", error.what, self._largest)
+        else:
+            raise error
 
     def _finished(self, ready: Any) -> Outcome[R] | None:
         """The outcome of the item, or None when its actor died and it will be tried again."""
