@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check format lint types contracts bench tiny-model clean help
+.PHONY: demo test check format lint types contracts bench bench-peers tiny-model clean help
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -41,6 +41,11 @@ contracts: $(STAMP)  ## imports go down only
 
 bench: $(STAMP)  ## figures into benchmarks/results/; never part of the tests
 	$(BIN)/python -m benchmarks.run
+
+bench-peers: $(STAMP)  ## the same graphs by circuit-tracer and by interp: PEER_CIRCUIT_TRACER=its environment's python
+	@test -n "$(PEER_CIRCUIT_TRACER)" \
+	  || { echo "name the python of circuit-tracer's environment: make bench-peers PEER_CIRCUIT_TRACER=..." >&2; exit 1; }
+	$(BIN)/python -m benchmarks.circuit_tracer --peer $(PEER_CIRCUIT_TRACER)
 
 tiny-model: $(STAMP)  ## train the SplitLlama that ships with the package, again
 	$(BIN)/python tools/train_tiny_model.py

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, printed and kept in benchmarks/results/ with date, device and versions.
 
-    python -m benchmarks.run [harvest fit trace engine] [--threads N]
+    python -m benchmarks.run [harvest fit trace engine actors] [--threads N]
 
 Figures are ratios against a floor measured in the same run: absolute rates do not carry over to another machine.
 """
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.timing import machine
 
-BENCHMARKS = ("harvest", "fit", "trace", "engine")
+BENCHMARKS = ("harvest", "fit", "trace", "engine", "actors")
 RESULTS = Path(__file__).parent / "results"
 
 
