@@ -7,6 +7,9 @@ replacements        what stands for MLPs or is added to them: transcoders, cross
 explained           which targets a graph has: what a study says -> targets
 targets             what can be explained: logits, directions, features
 sweep               rows of the adjacency, by one downward pass for many targets
+descent, pull       that pass, layer by layer; gradients through one frozen block
+memory, spill       what of a prompt's budget goes where; tensors on disk
+rows                rows as they are needed: smaller sweeps when memory runs out, rows held for the selection
 influence           what a node or an edge contributes to the logits, and the scores of a graph
 selection           which features are worth a row when there are too many
 attribution         AttributionComputer: all of these -> AttributionEdges

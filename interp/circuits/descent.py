@@ -171,13 +171,17 @@ class Descent:
         for pos in own.unique().tolist():
             fresh[pos] = (own == pos).nonzero().flatten().to(self.fresh.device)
         wide = self.gradient[self.wide]
-        positions = range(self.n_pos) if len(wide) else range(min(fresh), max(fresh) + 1)
+        needed = range(self.n_pos) if len(wide) else range(min(fresh), max(fresh) + 1)
         for source in self.state.replacement.writers(layer):
-            for pos, here, written in self.sweeper.written(source, layer, positions):
+            for positions, here, written in self.sweeper.written(source, layer, needed):
                 if len(wide):
-                    self.rows[self.wide, here].addmm_(wide[:, pos], written.T)
-                if pos in fresh:
-                    self.rows[self.new.start + fresh[pos], here] += self.fresh[fresh[pos]] @ written.T
+                    # [pos, target, d] by [pos, d, n]
+                    products = wide[:, positions.start : positions.stop].transpose(0, 1) @ written.transpose(1, 2)
+                    self.rows[self.wide, here].unflatten(1, written.shape[:2]).add_(products.transpose(0, 1))
+                for pos in fresh.keys() & set(positions):
+                    start, n = pos - positions.start, written.shape[1]
+                    at = slice(here.start + start * n, here.start + (start + 1) * n)
+                    self.rows[self.new.start + fresh[pos], at] += self.fresh[fresh[pos]] @ written[start].T
 
     def _on_grid(self, kind: NodeKind, layer: int, source: Float[Tensor, "pos d_model"]) -> None:
         """Read off what has one node for each position."""

@@ -12,7 +12,7 @@ numbers):
 A sweep has the rest of the budget: F bytes, after the state and one layer's pattern. They are dealt out so:
 
     what is worked on    20 bytes for each number of a chunk of the gradient       at most an eighth of F
-    what features write   4 bytes a number, kept from sweep to sweep                at most an eighth of F
+    what sources write    4 bytes a number, kept from sweep to sweep                at most an eighth of F
     a target in a sweep   6 P d + 8 N: its gradient (and half of it as vectors), its row over N nodes twice
                                                                                     at most half of F
     rows                  those that are needed to choose features: what is left; more goes to disk
@@ -72,10 +72,9 @@ class SweepPlan:
     Attributes:
         batch: targets in a sweep, at most.
         chunk: numbers of the gradients that are worked on at once.
-        keep: numbers of what features write that are kept.
+        keep: numbers of what features and embeddings write that are kept.
         rows: bytes of rows that stay in memory.
-        edges: bytes that the edges of the graph may have.
-        held, memory: bytes that are there for the whole time, and all that there are.
+        edges: bytes that the edges of the graph may have; memory: all that there are.
     """
 
     batch: int
@@ -83,7 +82,6 @@ class SweepPlan:
     keep: int
     rows: int
     edges: int
-    held: int
     memory: int
 
     def check_edges(self, edges: int) -> None:
@@ -125,7 +123,7 @@ def plan_sweep(held: int, n_pos: int, d_model: int, n_nodes: int, batch: int, me
     fits = (free // 2) // target
     batch = max(1, min(batch, fits))
     rows = max(0, free - batch * target - _WORKING * chunk - _NUMBER * keep)
-    return SweepPlan(batch, chunk, keep, rows, edges=(free - _NUMBER * keep) // 2, held=held, memory=memory)
+    return SweepPlan(batch, chunk, keep, rows, edges=(free - _NUMBER * keep) // 2, memory=memory)
 
 
 def too_large(what: str, needed: int, memory: int) -> PromptError:

@@ -68,7 +68,7 @@ def scratch_of(study: Study) -> Scratch:
 
 
 def assert_same_graph(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The same but for rounding, which depends on the number of threads and may decide at a threshold of the pruning."""
+    """The same but for rounding: it depends on the number of threads, and may decide at a threshold of the pruning."""
     for name in ("slug", "prompt", "prompt_tokens", "generation_settings", "graph", "model", "pruning_settings"):
         assert found["metadata"][name] == expected["metadata"][name]
     weights = [{(link["source"], link["target"]): link["weight"] for link in one["links"]} for one in (found, expected)]
