@@ -285,17 +285,18 @@ def _print(outcome: dict[str, Any]) -> None:
 
 
 def _print_features(features: list[dict[str, Any]]) -> None:
-    """What was held, changes first."""
-    features = sorted(features, key=lambda feature: feature["before"] == feature["after"])
+    """Where something was changed, and how often nothing was."""
+    changed = [feature for feature in features if feature["before"] != feature["after"]]
     rows = [
         (f"{f['at']}/{f['latent']}", str(f["position"]), repr(f["token"]), f"{f['before']:.4g}", f"{f['after']:.4g}")
-        for f in features[:_FEATURES_SHOWN]
+        for f in changed[:_FEATURES_SHOWN]
     ]
     columns = ["feature", "position", "token", "activation", "held at"]
-    print_table(columns, rows, right=["position", "activation", "held at"])
-    if len(features) > _FEATURES_SHOWN:
-        print_line(f"... and {len(features) - _FEATURES_SHOWN} more")
-    if unchanged := sum(feature["before"] == feature["after"] for feature in features):
+    if rows:
+        print_table(columns, rows, right=["position", "activation", "held at"])
+    if len(changed) > _FEATURES_SHOWN:
+        print_line(f"... and {len(changed) - _FEATURES_SHOWN} more")
+    if unchanged := len(features) - len(changed):
         print_line(
             f"{unchanged} of {len(features)} changed nothing: a feature that is not active on the prompt is 0 already, "
             "and stays 0 when it is scaled"

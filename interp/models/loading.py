@@ -8,6 +8,8 @@ its family describes the model is proved when it is wrapped (`interp.wrapper.Hoo
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers.utils import logging as transformers_logging
 
 import interp.models.split_llama  # noqa: F401 - makes the architecture known to transformers
 from interp.errors import ModelError, SourceError
@@ -155,7 +158,8 @@ def _read_weights(resolved: ResolvedModel, dtype: torch.dtype, attention: Attent
         else:
             options |= {"trust_remote_code": False, "use_safetensors": True}
             revision = {"revision": resolved.revision} if resolved.kind == "hub" else {}
-            model, found = AutoModelForCausalLM.from_pretrained(resolved.path, **options, **revision)
+            with _quiet():
+                model, found = AutoModelForCausalLM.from_pretrained(resolved.path, **options, **revision)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, ImportError, SafetensorError) as error:
         raise ModelError(
             "the checkpoint cannot be loaded",
@@ -165,6 +169,18 @@ def _read_weights(resolved: ResolvedModel, dtype: torch.dtype, attention: Attent
         ) from error
     _check_complete(resolved, found)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of transformers' own: it would run through the lines of a run, once for every process."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _read_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
