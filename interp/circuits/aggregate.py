@@ -39,7 +39,7 @@ class FeatureSums:
     """Sums over graphs of one model and one set of transcoders.
 
     Attributes:
-        model: its fingerprint; layers: names of its blocks; slugs: of the graphs, in order.
+        model: fingerprints of it and of its dictionaries; layers: names of its blocks; slugs: of the graphs, in order.
         features: (layer, latent), sorted.
         influence: summed over graphs; prompts: in how many the feature has a row.
         positions: at how many positions; activation: summed over them; largest: the greatest.
@@ -76,7 +76,7 @@ class FeatureSums:
             span = nodes.span(kind)
             parts[:, column].index_add_(0, nodes.layers[span], influence[span])
         return cls(
-            model=graph.model["fingerprint"],
+            model=_identity(graph),
             layers=tuple(graph.model["layers"]),
             slugs=(graph.slug,),
             features=_pairs(keys),
@@ -99,7 +99,7 @@ class FeatureSums:
             SpecError: they are of different models.
         """
         if len(models := {part.model for part in parts}) != 1:
-            what = "graphs of different models cannot be added up"
+            what = "graphs of different models or transcoders cannot be added up"
             raise SpecError(what, value=sorted(models), expected="one model and one set of transcoders")
         if len(parts) == 1:
             return parts[0]
@@ -215,6 +215,11 @@ def merged(parts: Iterable[FeatureSums]) -> FeatureSums:
 
 def _keys(features: Int[Tensor, "features 2"]) -> Int[Tensor, "features"]:
     return features[:, 0].long() * _LATENTS + features[:, 1].long()
+
+
+def _identity(graph: GraphRecord) -> str:
+    """Model and dictionaries: a feature's layer and latent mean something in these alone."""
+    return f"{graph.model['fingerprint']}/{graph.model['dictionaries']}"
 
 
 def _pairs(keys: Int[Tensor, "features"]) -> Int[Tensor, "features 2"]:

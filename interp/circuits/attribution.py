@@ -189,6 +189,7 @@ class AttributionComputer:
         return {
             "family": hooked.family.name,
             "fingerprint": hooked.fingerprint,
+            "dictionaries": self.rm.fingerprint,
             "n_layers": hooked.topology.n_layers,
             "layers": [hooked.topology.block_name(layer) for layer in range(hooked.topology.n_layers)],
             "without_transcoder": uncovered(hooked, self.rm.replacement),

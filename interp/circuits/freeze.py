@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.circuits.memory import ENCODED_AT_ONCE
 from interp.circuits.replacements import Replacement
 from interp.circuits.spill import Spill, SpilledTensor, loaded
 from interp.circuits.state import Features, FrozenLayer
@@ -16,8 +17,8 @@ from interp.wrapper.activations import ActivationCache
 from interp.wrapper.frozen import BlockView, attention_out
 from interp.wrapper.mlp import FrozenMlp
 
-_ENCODED_AT_ONCE = 2**24
-"""Activations of latents; the same whatever memory there is, so that the budget does not change a rounding."""
+_WRITTEN_AT_ONCE = 2**22
+"""Numbers of what features write."""
 
 
 class PatternKeeper:
@@ -66,7 +67,7 @@ class Active:
     ) -> Active:
         """The entries above 0 at positions that are not held constant."""
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        step = max(1, _ENCODED_AT_ONCE // replacement.n_latents(layer))
+        step = max(1, ENCODED_AT_ONCE // replacement.n_latents(layer))
         for first in range(0, len(mlp_in), step):
             some = slice(first, first + step)
             activations = replacement.encode(layer, mlp_in[some])
@@ -141,9 +142,10 @@ def _explained(
     if (bias := replacement.bias(layer)) is not None:
         rebuilt = rebuilt + bias.float()
     for source in replacement.writers(layer):
-        features = active[source]
-        written = replacement.decoder(source, layer)[features.latents].float() * features.activations[:, None]
-        rebuilt.index_add_(0, features.pos, written)
+        features, decoder = active[source], replacement.decoder(source, layer)
+        for some in torch.arange(len(features.pos), device=mlp_in.device).split(_WRITTEN_AT_ONCE // mlp_in.shape[1]):
+            written = decoder[features.latents[some]].float() * features.activations[some, None]
+            rebuilt.index_add_(0, features.pos[some], written)
     skip = replacement.skip(layer)
     return rebuilt if skip is None else rebuilt + mlp_in @ skip.float().T
 

@@ -6,6 +6,7 @@ numbers):
     captured    L * 4 P d b                 streams, what MLPs read and write
     frozen      L * 4 P d 4                 as a state holds them
     MLP         4 P d_ff 4                  where it is kept: one layer's hidden units
+    encoding    20 min(P n_latents, 4 M)    some positions of one layer at a time
     attention   4 * H P^2 * 4               what one layer's attention computes on the way
     patterns    L * H P^2 * b               to disk, each as it passes, if more than a quarter of the budget
 
@@ -33,7 +34,10 @@ DEFAULT_MEMORY = 8_000_000_000
 MOST_CHUNK, MOST_KEPT = 2**23, 2**26
 """Numbers; more do not make a sweep faster."""
 
-_WORKING, _NUMBER, _NODE = 20, 4, 100
+ENCODED_AT_ONCE = 2**22
+"""Activations of latents; the same whatever memory there is, so that the budget does not change a rounding."""
+
+_WORKING, _NUMBER, _NODE, _ENCODING = 20, 4, 100, 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class PromptSize:
     Attributes:
         d_model, n_heads: the greatest of all layers; d_ff: of MLPs that are kept, else 0.
         itemsize: bytes of the model's numbers.
+        n_latents: of the layer that has the most.
     """
 
     n_layers: int
@@ -51,6 +56,7 @@ class PromptSize:
     n_heads: int
     d_ff: int
     itemsize: int
+    n_latents: int = 0
 
     @property
     def pattern(self) -> int:
@@ -62,7 +68,8 @@ class PromptSize:
         """Bytes that are needed at the same time to build a state, without patterns."""
         numbers = self.n_layers * self.n_pos * self.d_model * 4
         one_layer = 4 * (self.n_pos * self.d_ff + self.n_heads * self.n_pos**2) * _NUMBER
-        return numbers * (self.itemsize + _NUMBER) + one_layer
+        encoded = min(self.n_pos * self.n_latents, max(ENCODED_AT_ONCE, self.n_latents))
+        return numbers * (self.itemsize + _NUMBER) + one_layer + _ENCODING * encoded
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -19,7 +19,15 @@ from torch import Tensor
 
 from interp.circuits.freeze import Active, BlockReader, PatternKeeper, collect, freeze_block
 from interp.circuits.memory import DEFAULT_MEMORY, PromptSize, spills_patterns
-from interp.circuits.replacements import MlpRule, Replacement, Transcoders, layer_named, replacement_of, uncovered
+from interp.circuits.replacements import (
+    MlpRule,
+    Replacement,
+    Transcoders,
+    fingerprint_of,
+    layer_named,
+    replacement_of,
+    uncovered,
+)
 from interp.circuits.spill import Spill
 from interp.circuits.state import FrozenAdapter, FrozenHead, ReplacementState
 from interp.errors import DictionaryError, PromptError, SpecError
@@ -66,6 +74,11 @@ class ReplacementModel:
         self.replacement = replacement_of(hooked, transcoders, mlp)
         if missing := uncovered(hooked, self.replacement):
             logger.info("MLPs without features are left as they are: %s", ", ".join(missing))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the dictionaries (`interp.circuits.replacements.fingerprint_of`)."""
+        return fingerprint_of(self.replacement)
 
     @torch.no_grad()
     def build(
@@ -165,14 +178,16 @@ class ReplacementModel:
         return constant
 
     def _size(self, n_pos: int) -> PromptSize:
-        blocks = self.hooked.frozen.blocks
+        blocks, replacement = self.hooked.frozen.blocks, self.replacement
+        with_features = [layer for layer in range(replacement.n_layers) if replacement.has_features(layer)]
         return PromptSize(
             n_layers=len(blocks),
             n_pos=n_pos,
             d_model=max(block.d_model for block in blocks),
             n_heads=max(block.n_heads for block in blocks),
-            d_ff=max(block.known_mlp.up.weight.shape[0] for block in blocks) if self.replacement.keeps_mlp else 0,
+            d_ff=max(block.known_mlp.up.weight.shape[0] for block in blocks) if replacement.keeps_mlp else 0,
             itemsize=self.hooked.dtype.itemsize,
+            n_latents=max(map(replacement.n_latents, with_features)),
         )
 
     def _hook_points(self) -> list[str]:
@@ -203,6 +218,7 @@ class ReplacementModel:
             denominator=view.final_norm.denominator(stream),
             normed=cache["final_norm"][0],
             W_U=view.unembed.W_U,
+            W_U_mean=view.unembed.mean,
             bias=view.unembed.bias,
             softcap=topology.logit_softcap,
         )

@@ -10,6 +10,7 @@ kind of dictionary is a new class here and a line in `replacement_of`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,10 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.dictionaries.cross_layer import CrossLayerTranscoder
+from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.transcoder import Transcoder
 from interp.errors import DictionaryError, HookError, ModelError, SpecError
 from interp.spec.hookpoints import mlp_pair
 from interp.wrapper import HookedModel
+
+_SAMPLED = 4096
+"""Numbers of a tensor, about."""
 
 MlpRule = Literal["replaced", "kept"]
 ByName = Mapping[str, Transcoder] | Mapping[str, CrossLayerTranscoder]
@@ -42,6 +47,11 @@ class Replacement(Protocol):
 
     @property
     def keeps_mlp(self) -> bool: ...
+
+    @property
+    def dictionaries(self) -> Sequence[Dictionary]:
+        """The dictionaries that it is made of."""
+        ...
 
     def has_features(self, layer: int) -> bool:
         """Whether features read at this layer."""
@@ -84,6 +94,10 @@ class PerLayer:
 
     transcoders: tuple[Transcoder | None, ...]
     keeps_mlp: bool = False
+
+    @property
+    def dictionaries(self) -> Sequence[Dictionary]:
+        return [transcoder for transcoder in self.transcoders if transcoder is not None]
 
     @property
     def n_layers(self) -> int:
@@ -130,6 +144,10 @@ class CrossLayer:
     transcoder: CrossLayerTranscoder
     places: tuple[int | None, ...]
     keeps_mlp: bool = False
+
+    @property
+    def dictionaries(self) -> Sequence[Dictionary]:
+        return [self.transcoder]
 
     @property
     def n_layers(self) -> int:
@@ -202,6 +220,18 @@ def _check_parts(hooked: HookedModel) -> None:
                 expected="SiLU, GELU, ReLU and the like",
                 remedy="replace MLPs by transcoders (mlp: replaced)",
             )
+
+
+def fingerprint_of(replacement: Replacement) -> str:
+    """sha256 over names, shapes and a sample of each tensor: enough to tell trained dictionaries apart, and no reading
+    of gigabytes for every actor."""
+    digest = hashlib.sha256(b"kept" if replacement.keeps_mlp else b"replaced")
+    for dictionary in replacement.dictionaries:
+        for name, tensor in dictionary.state_dict().items():
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, len(flat) // _SAMPLED)].double().cpu()
+            digest.update(f"{dictionary.config.at} {name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def uncovered(hooked: HookedModel, replacement: Replacement) -> list[str]:

@@ -124,6 +124,7 @@ class FrozenHead:
 
     Attributes:
         denominator: of the final norm; normed: what the head reads, in the model's dtype.
+        W_U_mean: the mean row of W_U.
         softcap: c of c * tanh(logits / c), if the model has one.
     """
 
@@ -131,6 +132,7 @@ class FrozenHead:
     denominator: Float[Tensor, "pos 1"]
     normed: Float[Tensor, "pos d_model"]
     W_U: Float[Tensor, "d_vocab d_model"]
+    W_U_mean: Float[Tensor, "d_model"]
     bias: Float[Tensor, "d_vocab"] | None
     softcap: float | None
 

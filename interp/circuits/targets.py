@@ -95,7 +95,7 @@ class HeadTargets:
     def logits(cls, state: ReplacementState, tokens: Int[Tensor, "targets"], position: int) -> HeadTargets:
         """Tokens' logits, each less the mean over the vocabulary."""
         head, tokens, logits = state.head, tokens.to(state.device), state.head.logits(position)
-        directions = head.W_U[tokens].float() - head.W_U.mean(dim=0, dtype=torch.float32)
+        directions = head.W_U[tokens].float() - head.W_U_mean
         biases = torch.zeros(len(tokens), device=state.device)
         if head.bias is not None:
             biases = head.bias[tokens].float() - head.bias.mean(dtype=torch.float32)

@@ -110,7 +110,8 @@ def intervene(
     if generate is not None:
         drawn = {**options, "temperature": temperature, "seed": seed}
         generated = [generation.generate(rm, ids, held, generate, **drawn) for held in ((), asked.interventions)]
-    result = run(rm, ids, asked.interventions, **options)
+    where: Any = rm.build(ids, memory=spec.memory) if asked.attention == "frozen" else ids
+    result = run(rm, where, asked.interventions, **options)
     outcome = _outcome(rm, ids, asked, result, generated, top)
     if as_json:
         print_json(outcome)

@@ -16,6 +16,7 @@ Weights are views of the model's own parameters wherever the layout allows, so t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -148,12 +149,21 @@ class AdapterView:
         return gradient @ self.weights[0].to(gradient.dtype)
 
 
+_ROWS_AT_ONCE = 4096
+
+
 @dataclass(frozen=True)
 class UnembedView:
     """The head: W_U [d_vocab, d_model] and its bias, if it has one."""
 
     W_U: Float[Tensor, "d_vocab d_model"]
     bias: Float[Tensor, "d_vocab"] | None
+
+    @cached_property
+    def mean(self) -> Float[Tensor, "d_model"]:
+        """The mean row of W_U, in float32; a few rows at a time, for a float32 copy can be gigabytes."""
+        sums = [rows.float().sum(0, dtype=torch.float64) for rows in self.W_U.split(_ROWS_AT_ONCE)]
+        return (torch.stack(sums).sum(0) / len(self.W_U)).float()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from interp.circuits.attribution import AttributionComputer
 from interp.circuits.graph import AttributionGraph
 from interp.circuits.influence import influence_of
 from interp.circuits.nodes import NodeKind
+from interp.circuits.replacement_model import ReplacementModel
 from interp.errors import SpecError
 
 N_GRAPHS = 9
@@ -103,4 +104,13 @@ def test_nothing_and_different_models_are_refused(graphs: list[AttributionGraph]
     rm = cases.replacement_model("gpt2")
     other = AttributionGraph.from_edges(AttributionComputer(rm).compute_full_graph(rm.build(cases.prompt(4))))
     with pytest.raises(SpecError, match="different models"):
+        aggregate([graphs[0], other])
+
+
+def test_graphs_of_other_transcoders_are_not_added_up(graphs: list[AttributionGraph]) -> None:
+    hooked = cases.hooked_model("llama")
+    rm = ReplacementModel(hooked, cases.transcoders(hooked, "topk", skip=True, seed=50))
+    other = AttributionGraph.from_edges(AttributionComputer(rm).compute_full_graph(rm.build(cases.prompt(4))))
+    assert other.model["fingerprint"] == graphs[0].model["fingerprint"]
+    with pytest.raises(SpecError, match="different models or transcoders"):
         aggregate([graphs[0], other])

@@ -14,6 +14,7 @@ import circuit_cases as cases
 import pytest
 import torch
 
+from interp.circuits import freeze
 from interp.circuits.attribution import AttributionComputer, AttributionEdges
 from interp.circuits.edges import EdgeTable
 from interp.circuits.memory import PromptSize, plan_sweep, spills_patterns
@@ -244,3 +245,19 @@ def test_more_edges_than_32_bits_can_count_are_counted() -> None:
     assert table.rows(torch.tensor([1])).n_edges == 4
     with pytest.raises(ValueError, match="32-bit"):
         EdgeTable.from_dense(torch.tensor([0]), torch.zeros(1).expand(1, 2**31))
+
+
+def test_what_is_worked_on_at_once_changes_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    rm = cases.replacement_model("llama", "relu", skip=True)
+    expected = rm.build(cases.prompt(6))
+    monkeypatch.setattr(freeze, "_WRITTEN_AT_ONCE", 40)
+    monkeypatch.setattr(freeze, "ENCODED_AT_ONCE", 30)
+    found = rm.build(cases.prompt(6))
+    assert torch.equal(found.features.index, expected.features.index)
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        torch.testing.assert_close(one.error, other.error, rtol=0, atol=1e-6)
+
+
+def test_encoding_counts_in_the_budget() -> None:
+    small, wide = (PromptSize(2, 256, 64, 4, 0, 4, n_latents) for n_latents in (64, 1_000_000))
+    assert wide.building - small.building == 20 * (2**22 - 256 * 64)
