@@ -1,6 +1,6 @@
 """Long prompt: a graph of 2,048 tokens within a budget of memory, and what it took.
 
-By hand, for it takes about a minute:  python -m benchmarks.long_prompt
+By hand, for it takes about a minute:  python -m benchmarks.run long_prompt --threads 1
 
 Model and transcoders are random. `over_start_gb` is the peak of resident memory over what the process had when model
 and dictionaries were there: it must stay below the budget. What lies on disk is not in it.
@@ -16,7 +16,6 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.run import show
 from interp.circuits.attribution import AttributionComputer
 from interp.circuits.graph import AttributionGraph
 from interp.circuits.replacement_model import ReplacementModel
@@ -106,8 +105,3 @@ def run() -> dict[str, Any]:
             "residual": float(f"{edges.residual:.2e}"),
         }
     }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    show("long prompt", run())
