@@ -50,10 +50,12 @@ def convert(
     wanted = to or ("circuit-tracer" if found == "interp" else "interp")
     if format_named(wanted).write is None:
         raise SpecError("this format is only read", value=f"--to {wanted}", expected=" or ".join(writable()))
-    loaded = read_dictionaries(path, _claim(model), found)
+    claim = _claim(model)
+    loaded = read_dictionaries(path, claim, found)
+    mlps = [claim.place(layer) for layer in range(claim.n_layers)]
     hub_name = model_name or model.removeprefix("hf://")
     with _whole(dst, force) as partial:
-        write_dictionaries(loaded, partial, wanted, model_name=hub_name, scan=scan)
+        write_dictionaries(loaded, partial, wanted, mlps=mlps, model_name=hub_name, scan=scan)
     if as_json:
         print_json({"from": found, "to": wanted, "folder": str(dst), "dictionaries": list(loaded)})
     else:
@@ -74,10 +76,10 @@ def _require_free(dst: Path, force: bool) -> None:
         return
     if not force or not dst.is_dir():
         raise SpecError("there is something at DST already", value=str(dst), remedy="name another folder, or --force")
-    from interp.dictionaries.foreign import recognise
+    from interp.dictionaries.foreign import first_other
 
     try:
-        recognise(dst)
+        other = first_other(dst)
     except DictionaryError as error:
         raise SpecError(
             "what is at DST is no set of dictionaries, and is not replaced",
@@ -85,6 +87,13 @@ def _require_free(dst: Path, force: bool) -> None:
             expected="dictionaries, or nothing",
             remedy="name another folder",
         ) from error
+    if other is not None:
+        raise SpecError(
+            "at DST is more than the dictionaries that this command writes, and it is not replaced",
+            value=str(other),
+            expected="dictionaries alone, or nothing",
+            remedy="move that away, or name another folder",
+        )
 
 
 @contextmanager

@@ -70,6 +70,14 @@ class Activation(nn.Module, ABC):
         """(scale, shift) such that an active latent's activation is scale * z + shift."""
         return 1.0, 0.0
 
+    def linear_encoder(
+        self, latents: Int[Tensor, "n"], W_enc: Float[Tensor, "n_latents d_in"], bias: Tensor, b_enc: Tensor
+    ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n"]]:
+        """(W, b) such that an active latent's activation is W x + b; `bias` is b_enc with the pre-bias folded in."""
+        scale, shift = self.linear(latents, b_enc)
+        rows = scale[:, None] if isinstance(scale, Tensor) else scale
+        return rows * W_enc[latents], scale * bias[latents] + shift
+
     def penalty(self, codes: Codes, inputs: PenaltyInputs) -> Tensor | None:
         """The sparsity penalty, its coefficient included."""
         return None

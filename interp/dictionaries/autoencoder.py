@@ -11,7 +11,7 @@ from interp.dictionaries.base import SparseDictionary
 from interp.dictionaries.config import Kind
 
 
-class SparseAutoencoder(SparseDictionary):
+class SparseAutoencoder(SparseDictionary, registered=True):
     """y = x = W_dec^T a(W_enc (x - b_dec) + b_enc) + b_dec."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("sae",)

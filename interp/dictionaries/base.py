@@ -21,7 +21,7 @@ from interp.dictionaries.activations import Activation, TopKActivation, build_ac
 from interp.dictionaries.codes import Codes
 from interp.dictionaries.config import DictionaryConfig
 from interp.dictionaries.dictionary import Dictionary
-from interp.dictionaries.initialise import initialise
+from interp.dictionaries.initialise import FREE_DECODER_NORM, unit_rows
 from interp.errors import DictionaryError
 
 
@@ -48,7 +48,17 @@ class SparseDictionary(Dictionary):
         skip = nn.Parameter(torch.zeros(d_out, d_in, dtype=dtype)) if config.kind == "skip-transcoder" else None
         self.register_parameter("W_skip", skip)
         self.activation: Activation = build_activation(config.activation, n).to(dtype)
-        initialise(self, seed)
+        self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """Random directions, the same for the same seed on every device and whatever else draws random numbers."""
+        generator = torch.Generator().manual_seed(seed)
+        self.W_enc.copy_(unit_rows(self.config.n_latents, self.config.d_in, generator))
+        if self.config.kind == "sae":
+            self.W_dec.copy_((1.0 if self.unit_decoder else FREE_DECODER_NORM) * self.W_enc)
+        else:
+            self.W_dec.zero_()
 
     @property
     def unit_decoder(self) -> bool:
@@ -110,11 +120,7 @@ class SparseDictionary(Dictionary):
 
     def linear_encoder(self, latents: Int[Tensor, "n"]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n"]]:
         """(W, b) such that the activation of a latent is W x + b wherever it is active."""
-        scale, shift = self.activation.linear(latents, self.b_enc)
-        bias = self.encoder_bias()[latents]
-        if isinstance(scale, Tensor):
-            return scale[:, None] * self.W_enc[latents], scale * bias + shift
-        return scale * self.W_enc[latents], scale * bias + shift
+        return self.activation.linear_encoder(latents, self.W_enc, self.encoder_bias(), self.b_enc)
 
     def codes(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Activations in training, sparse where the kind is."""

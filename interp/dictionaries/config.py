@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from interp import __version__
 from interp.errors import HookError
 from interp.spec.base import PositiveCount, SpecModel
 from interp.spec.dictionary import ActivationSpec, BatchTopK, TopK
 from interp.spec.hookpoints import parse
+from interp.version import __version__
 
 FORMAT: Literal["interp/dictionary/v1"] = "interp/dictionary/v1"
 

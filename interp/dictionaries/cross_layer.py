@@ -25,7 +25,7 @@ from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.initialise import unit_rows
 
 
-class CrossLayerTranscoder(Dictionary):
+class CrossLayerTranscoder(Dictionary, registered=True):
     """A transcoder of several MLPs at once. New encoders are random by `seed`, new decoders 0, as a transcoder's."""
 
     kinds: ClassVar[tuple[str, ...]] = ("cross-layer-transcoder",)
@@ -91,12 +91,12 @@ class CrossLayerTranscoder(Dictionary):
         return activations
 
     def decode(self, activations: Sequence[Float[Tensor, "*batch n_latents"]]) -> list[Float[Tensor, "*batch d_out"]]:
-        """The reconstruction at every place, from the activations of all of them."""
-        found = [self.b_dec(j).expand(*activations[j].shape[:-1], -1) for j in range(self.n_places)]
+        """The reconstruction at every place, from the activations of all of them; the sums are at least of float32."""
+        found = [self.b_dec(j).expand(*activations[j].shape[:-1], -1).to(self.sum_dtype) for j in range(self.n_places)]
         for i, a in enumerate(activations):
             for j in range(i, self.n_places):
                 found[j] = found[j] + a @ self.decoder(i, j)
-        return found
+        return [y.to(self.dtype) for y in found]
 
     def forward(self, xs: Sequence[Float[Tensor, "*batch d_in"]]) -> list[Float[Tensor, "*batch d_out"]]:
         """The reconstruction at every place, from what each MLP reads."""
@@ -104,11 +104,7 @@ class CrossLayerTranscoder(Dictionary):
 
     def linear_encoder(self, i: int, latents: Int[Tensor, "n"]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n"]]:
         """(W, b) such that the activation of a latent of place i is W x + b wherever it is active."""
-        scale, shift = self.activation(i).linear(latents, self.b_enc[i])
-        bias = self.b_enc[i][latents]
-        if isinstance(scale, Tensor):
-            return scale[:, None] * self.W_enc[i][latents], scale * bias + shift
-        return scale * self.W_enc[i][latents], scale * bias + shift
+        return self.activation(i).linear_encoder(latents, self.W_enc[i], self.b_enc[i], self.b_enc[i])
 
     def codes(self, xs: Sequence[Float[Tensor, "batch d_in"]]) -> list[Codes]:
         """Activations in training, sparse where the kind is."""
@@ -136,6 +132,9 @@ class CrossLayerTranscoder(Dictionary):
         return self.encode(place, x)
 
     def decode_from(self, place: int, activations: Tensor, x: Tensor) -> list[Tensor]:
-        codes, shape = Codes.of_dense(activations.flatten(0, -2)), activations.shape[:-1]
-        own, *later = (codes.decode(decoder).unflatten(0, shape) for decoder in self.decoders(place))
-        return [own + self.b_dec(place), *later]
+        codes = Codes.of_dense(activations.reshape(-1, activations.shape[-1]))
+        own, *later = (
+            codes.decode(decoder).reshape(*activations.shape[:-1], decoder.shape[-1])
+            for decoder in self.decoders(place)
+        )
+        return [own.to(self.sum_dtype) + self.b_dec(place), *later]

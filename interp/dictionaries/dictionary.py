@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.dictionaries import storage
 from interp.dictionaries.config import CrossLayerConfig, DictionaryConfig
 from interp.errors import DictionaryError, ModelMismatch
 
@@ -31,7 +32,7 @@ class HasFingerprint(Protocol):
     def fingerprint(self) -> str: ...
 
 
-class Place(Protocol):
+class DictionaryPlace(Protocol):
     """Where a dictionary reads and replaces activations; `at` is how a study writes it."""
 
     @property
@@ -49,10 +50,17 @@ class Place(Protocol):
 
 
 class Dictionary(nn.Module, ABC):
-    """Common to all classes of `DICTIONARIES`."""
+    """Common to all classes of `KINDS`, which a class enters by `class X(Dictionary, registered=True)`."""
 
     kinds: ClassVar[tuple[str, ...]]
     config: DictionaryConfig | CrossLayerConfig
+
+    def __init_subclass__(cls, *, registered: bool = False, **options: Any):
+        super().__init_subclass__(**options)
+        for kind in cls.kinds if registered else ():
+            if kind in KINDS:
+                raise TypeError(f"{kind} is the kind of {KINDS[kind].__name__} and of {cls.__name__}")
+            KINDS[kind] = cls
 
     def __init__(self, config: DictionaryConfig | CrossLayerConfig):
         super().__init__()
@@ -63,7 +71,7 @@ class Dictionary(nn.Module, ABC):
         self.config = config
 
     @property
-    def places(self) -> Sequence[Place]:
+    def places(self) -> Sequence[DictionaryPlace]:
         """In execution order."""
         return self.config.places
 
@@ -71,6 +79,11 @@ class Dictionary(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Of its weights: what its input has to be."""
         return next(self.parameters()).dtype
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Of sums over places: a term more rounds none of those before it to the few digits of half precision."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     @abstractmethod
     def encode_at(self, place: int, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
@@ -80,7 +93,10 @@ class Dictionary(nn.Module, ABC):
     def decode_from(
         self, place: int, activations: Float[Tensor, "*batch n_latents"], x: Float[Tensor, "*batch d_in"]
     ) -> list[Float[Tensor, "*batch d_out"]]:
-        """What a place adds to the reconstruction at itself, its biases included, and at each later place."""
+        """What a place adds to the reconstruction at itself, its biases included, and at each later place.
+
+        They are to be added up in `sum_dtype`.
+        """
 
     @staticmethod
     @abstractmethod
@@ -110,10 +126,15 @@ class Dictionary(nn.Module, ABC):
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write `weights.safetensors` and `config.json` into `folder`."""
-        from interp.dictionaries.files import save
+        """Write `weights.safetensors` and `config.json` into `folder`, which is made if need be.
 
-        save(self, Path(folder))
+        Raises:
+            DictionaryError: it names no model, or its weights are not finite.
+        """
+        tensors = self.state_dict().items()
+        # Weights may be views into one vector, and safetensors wants each tensor to own its memory.
+        stored = {self.stored_name(name): tensor.detach().cpu().clone() for name, tensor in tensors}
+        storage.write(self.config, stored, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path, *, model: HasFingerprint | str) -> Self:
@@ -127,9 +148,11 @@ class Dictionary(nn.Module, ABC):
             ModelMismatch: it was trained on another model.
             DictionaryError: a file is missing or says something impossible, or this class has no such kind.
         """
-        from interp.dictionaries.files import load
-
-        dictionary = load(Path(folder), model=model)
+        path = Path(folder) / storage.WEIGHTS
+        config = storage.read_config(path.with_name(storage.CONFIG))
+        with torch.device("meta"):  # no memory, no random numbers: the file's tensors become the parameters
+            dictionary = KINDS[config.kind](config)
+        dictionary.check_model(model)
         if not isinstance(dictionary, cls):
             raise DictionaryError(
                 f"{folder} holds no {cls.__name__}",
@@ -137,4 +160,13 @@ class Dictionary(nn.Module, ABC):
                 expected=" or ".join(cls.kinds),
                 remedy=f"load it as {type(dictionary).__name__}",
             )
+        own = {name: dictionary.stored_name(name) for name in dictionary.state_dict()}
+        tensors = storage.read_tensors(path)
+        storage.require_as_expected(tensors, {own[name]: t for name, t in dictionary.state_dict().items()}, path)
+        storage.require_finite(tensors, path.parent)
+        dictionary.load_state_dict({name: tensors[stored] for name, stored in own.items()}, assign=True)
         return dictionary
+
+
+KINDS: dict[str, type[Dictionary]] = {}
+"""The class of each kind that a config can say."""

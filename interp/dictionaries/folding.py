@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -34,23 +35,24 @@ class Standardisation:
     scale: float
 
 
+D = TypeVar("D", SparseDictionary, CrossLayerTranscoder)
+
+
 @torch.no_grad()
 def fold(dictionary: SparseDictionary, source: Standardisation, target: Standardisation) -> SparseDictionary:
-    """The dictionary on raw activations that does what `dictionary` does on standardised ones.
+    """The dictionary on raw activations that does what `dictionary` does on standardised ones, on the CPU.
 
     Args:
         source: how the inputs were standardised.
         target: how the targets were; of an SAE it is the same.
     """
     normalization = Normalization(scale_in=source.scale, scale_out=target.scale)
-    config = dictionary.config.model_copy(update={"normalization": normalization})
-    folded = type(dictionary)(config).to(dictionary.W_enc.device)
-    folded.load_state_dict(dictionary.state_dict())
+    folded = _copy(dictionary, dictionary.config.model_copy(update={"normalization": normalization}))
     c = 1 / target.scale
     folded.W_enc.mul_(c * source.scale)
     folded.b_enc.mul_(c)
     folded.activation.rescale_(c)
-    folded.b_dec.mul_(c).add_(target.mean)
+    folded.b_dec.mul_(c).add_(target.mean.to(folded.b_dec))
     if not folded.has_pre_bias:
         shift = folded.W_enc @ source.mean.to(folded.W_enc)
         folded.b_enc.sub_(shift)
@@ -68,8 +70,7 @@ def fold_cross_layer(
     """The same for a cross-layer transcoder; how the inputs and targets of each place were standardised."""
     pairs = list(zip(sources, targets, strict=True))
     scales = tuple(Normalization(scale_in=source.scale, scale_out=target.scale) for source, target in pairs)
-    folded = CrossLayerTranscoder(clt.config.model_copy(update={"normalization": scales})).to(clt.encoder(0).device)
-    folded.load_state_dict(clt.state_dict())
+    folded = _copy(clt, clt.config.model_copy(update={"normalization": scales}))
     for i, (source, target) in enumerate(pairs):
         c, W_enc, b_enc = 1 / target.scale, folded.encoder(i), folded.b_enc[i]
         W_enc.mul_(c * source.scale)
@@ -79,5 +80,14 @@ def fold_cross_layer(
         folded.activation(i).shift_(-shift)
         for j in range(i + 1, clt.n_places):
             folded.decoder(i, j).mul_(target.scale / targets[j].scale)
-        folded.b_dec(i).mul_(c).add_(target.mean)
+        folded.b_dec(i).mul_(c).add_(target.mean.to(W_enc))
     return folded
+
+
+def _copy(dictionary: D, config: Any) -> D:
+    """The same weights on the CPU: where training is, the optimiser's state leaves no room for a second dictionary."""
+    with torch.device("meta"):
+        copy = type(dictionary)(config)
+    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in dictionary.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    return copy

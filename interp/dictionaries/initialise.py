@@ -13,29 +13,12 @@ dead latents, one at unit norm with 0.182 and 2 %; a transcoder that begins at 0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from interp.dictionaries.base import SparseDictionary
-
 FREE_DECODER_NORM = 0.1
-
-
-@torch.no_grad()
-def initialise(dictionary: SparseDictionary, seed: int) -> None:
-    """Random directions, the same for the same seed on every device and whatever else draws random numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    n, d = dictionary.W_enc.shape
-    dictionary.W_enc.copy_(unit_rows(n, d, generator))
-    if dictionary.config.kind == "sae":
-        scale = 1.0 if dictionary.unit_decoder else FREE_DECODER_NORM
-        dictionary.W_dec.copy_(scale * dictionary.W_enc)
-    else:
-        dictionary.W_dec.zero_()
+"""Of the decoder rows of a new SAE, where training does not hold them at unit norm."""
 
 
 def unit_rows(n: int, d: int, generator: torch.Generator) -> Float[Tensor, "n d"]:

@@ -8,7 +8,7 @@ from interp.dictionaries.base import SparseDictionary
 from interp.dictionaries.config import Kind
 
 
-class Transcoder(SparseDictionary):
+class Transcoder(SparseDictionary, registered=True):
     """y = W_dec^T a(W_enc x + b_enc) + b_dec [+ W_skip x] (arXiv:2406.11944; the skip path: arXiv:2501.18823)."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("transcoder", "skip-transcoder")

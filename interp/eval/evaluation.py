@@ -22,7 +22,7 @@ from interp.eval.sparsity import SparsitySums
 
 if TYPE_CHECKING:
     from interp.dictionaries import Dictionary
-    from interp.dictionaries.dictionary import Place
+    from interp.dictionaries.dictionary import DictionaryPlace
     from interp.spec.study import Metric
     from interp.wrapper import HookedModel
 
@@ -142,7 +142,7 @@ class Evaluator:
 
     def _activations(
         self, dictionaries: Iterable[Dictionary], cache: Mapping[str, Tensor], mask: Bool[Tensor, "batch pos"]
-    ) -> Iterator[tuple[Place, DictionarySums, Float[Tensor, "batch pos d"]]]:
+    ) -> Iterator[tuple[DictionaryPlace, DictionarySums, Float[Tensor, "batch pos d"]]]:
         """At each place, reconstruction and sparsity on the model's own activations, and the reconstruction itself."""
         for dictionary in dictionaries:
             running = RunningReconstruction(dictionary)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from interp.dictionaries import Dictionary
 
 
+AT_ONCE = 1 << 12
+"""Tokens whose activations are in float64 at once."""
+
+
 @dataclass(frozen=True)
 class ReconstructionSums:
     """Sums over tokens; `scatter` is the sum of ||x - mean||^2 about these tokens' own mean."""
@@ -38,6 +42,13 @@ class ReconstructionSums:
     @classmethod
     def of(cls, x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> ReconstructionSums:
         """The sums of one batch: `x` as the model has it, `x_hat` as the dictionary gives it back."""
+        first, *others = (cls._of(*some) for some in zip(x.split(AT_ONCE), x_hat.split(AT_ONCE), strict=True))
+        for sums in others:
+            first = first.merge(sums)
+        return first
+
+    @classmethod
+    def _of(cls, x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> ReconstructionSums:
         x, x_hat = x.double(), x_hat.double()
         mean = x.mean(0) if len(x) else x.new_zeros(x.shape[1])
         norm, norm_hat = x.norm(dim=1), x_hat.norm(dim=1)
@@ -109,7 +120,7 @@ class RunningReconstruction:
         """
         if place == 0:
             self._added.clear()
-        tokens, parts = x.flatten(0, -2).to(self.dictionary.dtype), []
+        tokens, parts = x.reshape(-1, x.shape[-1]).to(self.dictionary.dtype), []
         step = tokens_at_once(self.dictionary.places[place].n_latents)
         for start in range(0, len(tokens), step):
             some = slice(start, start + step)
@@ -119,5 +130,5 @@ class RunningReconstruction:
             parts.append(self.dictionary.decode_from(place, activations, tokens[some]))
         for at, pieces in enumerate(zip(*parts, strict=True), start=place):
             whole = torch.cat(pieces)
-            self._added[at] = self._added[at] + whole if at in self._added else whole
-        return self._added.pop(place).reshape(*x.shape[:-1], -1)
+            self._added[at] = self._added[at].to(self.dictionary.sum_dtype) + whole if at in self._added else whole
+        return self._added.pop(place).to(self.dictionary.dtype).reshape(*x.shape[:-1], -1)

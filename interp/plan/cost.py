@@ -84,7 +84,10 @@ def fit_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place]]) -
 
 
 def evaluate_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place]]) -> Cost:
-    """Without the metrics that run the changed model (ce_recovered, kl) one forward to the deepest hook point."""
+    """Without the metrics that run the changed model (ce_recovered, kl) one forward to the deepest hook point.
+
+    Memory holds the activations of a batch at all hook points, and what a place adds to itself and to later ones.
+    """
     assert study.evaluate is not None
     tokens, element, context = (
         study.evaluate.tokens or study.required_corpus.holdout,
@@ -101,6 +104,8 @@ def evaluate_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place
     batch = study.evaluate.batch * context
     # Clean logits are kept while those of a changed model are made.
     live = batch * (_working_set(shape, last) * element + (2 * _FP32 * shape.vocab if changed else 0))
+    live += batch * element * sum(shape.width(hook) for hook in {h for p in places for h in (p.hook_in, p.hook_out)})
+    live += batch * _FP32 * max((place.d_written for place in places), default=0)
     return Cost(tokens, flops, _TOKEN * tokens + weights + dictionaries, weights + dictionaries + live)
 
 

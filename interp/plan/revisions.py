@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp.errors import DictionaryError, ModelMismatch, SpecError
-from interp.sources.dictionaries import HUB, HubPlace, dictionary_revision
+from interp.sources.dictionaries import HUB, HubPlace, dictionary_revision, require_content
 from interp.sources.prompts import Prompt, prompts_of
 from interp.sources.resolve import ResolvedModel, resolve_model, tokenizer_revision
 from interp.sources.revision import corpus_revision, file_revision
@@ -83,20 +83,23 @@ def _direction(study: Study) -> str | None:
 
 
 def pinned(study: Study, revisions: Revisions) -> Study:
-    """The study with the hub's branches replaced by the commits that they were; keys do not depend on either."""
+    """The study with the hub's branches replaced by the commits that they were, and what its folders held; keys do not
+    depend on either."""
     changes: dict[str, Any] = {}
     if revisions.model.kind == "hub":
         changes["model"] = study.model.model_copy(update={"revision": revisions.model.revision})
     if study.corpus and study.corpus.source.startswith("hf://"):
         changes["corpus"] = study.corpus.model_copy(update={"revision": revisions.corpus})
-    if places := {borrowed.name: borrowed.pinned for borrowed in revisions.borrowed if borrowed.pinned}:
+    if found := {one.name: _pins(one) for one in revisions.borrowed if one.kind == "folder"}:
         changes["dictionaries"] = tuple(
-            dictionary.model_copy(update={"source": places[dictionary.name]})
-            if dictionary.name in places
-            else dictionary
-            for dictionary in study.dictionaries
+            dictionary.model_copy(update=found.get(dictionary.name, {})) for dictionary in study.dictionaries
         )
     return study.model_copy(update=changes) if changes else study
+
+
+def _pins(borrowed: Borrowed) -> dict[str, str]:
+    place = {"source": borrowed.pinned} if borrowed.pinned else {}
+    return {"content": borrowed.key, **place}
 
 
 def _borrowed(source: FromArtifact, store: Store | None, model: ResolvedModel) -> Borrowed:
@@ -108,6 +111,9 @@ def _borrowed(source: FromArtifact, store: Store | None, model: ResolvedModel) -
             value=f"format: {source.format}",
             expected="format: interp, or none",
         )
+    if source.content is not None:
+        what = f"dictionary {source.name!r}: an artifact's key says its content"
+        raise SpecError(what, value=f"content: {source.content}", expected="no content")
     if store is None:
         return Borrowed(source.name, "artifact", _whole_key(source))
     entry = store.find(source.source)
@@ -129,7 +135,9 @@ def _in_files(source: FromArtifact) -> Borrowed:
             remedy="copy the folder here",
         )
     pinned = HubPlace.of(source.source).pinned if hub else None
-    return Borrowed(source.name, "folder", dictionary_revision(pinned or source.source), pinned=pinned)
+    key = dictionary_revision(pinned or source.source)
+    require_content(source.source, key, source.content)
+    return Borrowed(source.name, "folder", key, pinned=pinned)
 
 
 def _whole_key(source: FromArtifact) -> str:

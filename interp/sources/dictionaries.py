@@ -69,8 +69,8 @@ class HubPlace:
 
     @cached_property
     def found(self) -> hub.HubRevision:
-        """The repository at the commit that the revision is now."""
-        return hub.look_up(self.repository, "model", self.revision)
+        """The repository at the commit that the revision is now, with all its files."""
+        return hub.listing(self.repository, "model", self.revision)
 
     @property
     def pinned(self) -> str:
@@ -142,6 +142,26 @@ def dictionary_revision(source: str) -> str:
     return combined([("content", content), *elsewhere]) if elsewhere else content
 
 
+def require_content(source: str, found: str, expected: str | None) -> None:
+    """Refuse dictionaries that are not those that were planned.
+
+    Args:
+        found: the `dictionary_revision` of `source`.
+        expected: what it was in the plan; None: there is none to compare with.
+
+    Raises:
+        SourceError: they are others.
+    """
+    if expected not in (None, found):
+        raise SourceError(
+            f"the dictionaries changed after they were planned: {source}",
+            value=f"content {found}",
+            expected=f"content {expected}",
+            remedy="plan the study again, or put back what was there; a listed file of the hub is fixed by its commit, "
+            "hf://org/name@<commit>/file",
+        )
+
+
 def listed_file(folder: Path, name: str) -> Path:
     """Where a file is that config.yaml lists; one of the hub is brought here."""
     return HubPlace.of(name).fetch() if name.startswith(HUB) else folder / name
@@ -160,11 +180,15 @@ def listed_in(config: bytes) -> Sequence[str]:
 def _elsewhere(folder: Path | None, listed: Sequence[str]) -> list[tuple[str, ...]]:
     """What identifies the content of the files that do not lie in the folder."""
     parts: list[tuple[str, ...]] = []
+    commits: dict[tuple[str, str | None], str] = {}
     with Memo() as memo:
         for index, name in enumerate(listed):
             if name.startswith(HUB):
                 place = HubPlace.of(name)
-                parts.append((str(index), place.found.commit, place.below))
+                repository = (place.repository, place.revision)
+                if repository not in commits:  # the hub is asked once for all of its files
+                    commits[repository] = place.found.commit
+                parts.append((str(index), commits[repository], place.below))
             elif folder is not None:
                 path = folder / name
                 if not path.is_file():

@@ -6,9 +6,10 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from interp.errors import SourceError
+from interp.sources.memo import Memo
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,8 +78,38 @@ def look_up(repository: str, kind: Kind, revision: str | None) -> HubRevision:
             return known
         what = f"the hub cannot be reached ({type(error).__name__}), and this {kind} is not in the local cache"
         raise SourceError(what, value=_shown(repository, revision), remedy=_REMEDY) from error
-    files = tuple(file.rfilename for file in getattr(info, "siblings", None) or ())
-    return HubRevision(repository, str(info.sha), files, cached=False)
+    return HubRevision(repository, str(info.sha), _names(info), cached=False)
+
+
+def listing(repository: str, kind: Kind, revision: str | None) -> HubRevision:
+    """As `look_up`, with the names of all files of the commit: the local cache has those that were downloaded so far.
+
+    What a commit holds never changes, so the hub is asked once.
+
+    Raises:
+        SourceError: as `look_up`; or the hub cannot be reached, and was never asked for the files of this commit.
+    """
+    at = look_up(repository, kind, revision)
+    with Memo() as memo:
+        files = memo.recall(f"hub:{kind}:{repository}@{at.commit}", [], lambda: list(_all_files(at, kind)))
+    return HubRevision(repository, at.commit, tuple(files), cached=False)
+
+
+def _all_files(at: HubRevision, kind: Kind) -> tuple[str, ...]:
+    if not at.cached:
+        return at.files
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        info = HfApi().repo_info(at.repository, repo_type=kind, revision=at.commit)
+    except (HTTPError, OSError, ValueError) as error:
+        raise SourceError(
+            f"the hub cannot say which files this {kind} has, and a part of them may be in the local cache",
+            value=f"{_shown(at.repository, at.commit)}: {_reason(error)}",
+            remedy=_REMEDY,
+        ) from error
+    return _names(info)
 
 
 def read_file(revision: HubRevision, name: str, kind: Kind = "model") -> bytes:
@@ -99,6 +130,10 @@ def fetch_file(revision: HubRevision, name: str, kind: Kind = "model") -> Path:
         what = f"{name} cannot be had from the hub: {_reason(error)}"
         raise SourceError(what, value=_shown(revision.repository, revision.commit), remedy=_REMEDY) from error
     return Path(path)
+
+
+def _names(info: Any) -> tuple[str, ...]:
+    return tuple(file.rfilename for file in getattr(info, "siblings", None) or ())
 
 
 def _in_cache(repository: str, kind: Kind, revision: str | None) -> HubRevision | None:

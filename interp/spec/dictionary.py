@@ -111,6 +111,10 @@ class FromArtifact(SpecModel):
     format: Literal["interp", "circuit-tracer", "gemma-scope"] | None = Field(
         default=None, description="who wrote the files; told from the files when absent"
     )
+    content: str | None = Field(
+        default=None,
+        description="what identifies the content of a folder or file; a plan says it, and other content is refused",
+    )
     mlp: Literal["replaced", "kept"] = Field(
         default="replaced",
         description="replaced: a transcoder stands for its MLP; kept: it is an adapter, whose output is added to the "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from interp.plan.specs import borrowed_role
-from interp.sources.dictionaries import fetched
+from interp.sources.dictionaries import dictionary_revision, fetched, require_content
 from interp.spec.dictionary import TrainedDictionary
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class DictionarySet:
             word, and `config.model.foreign` of the dictionaries says so.
         format: who wrote the files; None: they tell.
         mlp: what becomes of the MLPs, as the study says.
+        content: what the folder held when the study was planned; None: nobody says.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DictionarySet:
     source: str = ""
     format: str | None = None
     mlp: Literal["replaced", "kept"] = "replaced"
+    content: str | None = None
 
     def load(self, model: HookedModel) -> dict[str, Dictionary]:
         """The dictionaries by place, in the order of their layers, on the model's device and for use, not training.
@@ -45,13 +47,19 @@ class DictionarySet:
         Raises:
             ModelMismatch: they were trained on another model.
             DictionaryError: they are in no format that is read, or not for this model's places and sizes.
-            SourceError: they are not there, or cannot be brought here.
+            SourceError: they are not there, cannot be brought here, or are not those that were planned.
         """
         from interp.dictionaries.foreign import Claim, read_dictionaries
 
+        self._require_planned()
         root = fetched(self.folder) if self.artifact is None else self.artifact.local_dir() / self.folder
         loaded = read_dictionaries(root, Claim(model, self.source), self.format)
+        self._require_planned()  # still: files may change, and branches of the hub move, while they are read
         return {at: found.to(model.device).eval().requires_grad_(False) for at, found in loaded.items()}
+
+    def _require_planned(self) -> None:
+        if self.artifact is None and self.content is not None:
+            require_content(self.folder, dictionary_revision(self.folder), self.content)
 
 
 def dictionary_sets(study: Study, inputs: Mapping[str, Artifact]) -> tuple[DictionarySet, ...]:
@@ -71,4 +79,4 @@ def dictionary_set(study: Study, name: str, inputs: Mapping[str, Artifact]) -> D
     role = borrowed_role(name)
     artifact = inputs.get(role)
     folder = spec.source if artifact is None else name
-    return DictionarySet(name, artifact, folder, study.model.source, spec.format, spec.mlp)
+    return DictionarySet(name, artifact, folder, study.model.source, spec.format, spec.mlp, spec.content)

@@ -35,6 +35,7 @@ class DictionarySet:
         """Width of each hook point."""
         return {hook: width for member in self for hook, width in member.target.config.widths.items()}
 
-    def folded(self, statistics: Mapping[str, HookStatistics]) -> dict[str, Dictionary]:
-        """By `<name>/<at>`, the dictionaries that read and give raw activations."""
-        return {member.key: member.folded(statistics) for member in self}
+    def folded(self, statistics: Mapping[str, HookStatistics]) -> Iterator[tuple[str, Dictionary]]:
+        """By `<name>/<at>`, the dictionaries that read and give raw activations; made one at a time, on the CPU."""
+        for member in self:
+            yield member.key, member.folded(statistics)

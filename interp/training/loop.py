@@ -111,7 +111,7 @@ def _checkpoint_is_due(plan: FitPlan, step: int) -> bool:
 def _export(trainer: Trainer, output: Path) -> None:
     """Write the dictionaries, folded to read raw activations, and the summary last."""
     assert trainer.statistics is not None
-    for key, dictionary in trainer.dictionaries.folded(trainer.statistics).items():
+    for key, dictionary in trainer.dictionaries.folded(trainer.statistics):
         dictionary.save(output / key)
     rows = [json.loads(line) for line in (output / JSONL).read_text(encoding="utf-8").splitlines()[-SUMMARY_STEPS:]]
     summary = {

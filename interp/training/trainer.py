@@ -130,10 +130,11 @@ class Trainer:
         Raises:
             EngineError: it is the state of another plan.
         """
-        if values["plan"] != _identity(self.plan):
+        found, expected = _decisive(values["plan"]), _decisive(_identity(self.plan))
+        if found != expected:
             raise EngineError(
                 "a checkpoint belongs to another fit",
-                value=_first_difference(values["plan"], _identity(self.plan)),
+                value=_first_difference(found, expected),
                 remedy="remove the checkpoint, or go back to the study that made it",
             )
         device = self.dictionaries.device
@@ -196,6 +197,16 @@ def _identity(plan: FitPlan) -> dict[str, Any]:
     from interp.spec.canonical import key_spec
 
     return {**plan.model_dump(mode="json", exclude={"fit"}), "fit": key_spec(plan.fit)}
+
+
+def _decisive(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what is told of the model and of `interp` for people: the model's fingerprint decides."""
+    targets = []
+    for target in identity["targets"]:
+        config = {name: value for name, value in target["config"].items() if name != "interp_version"}
+        model = config.get("model")
+        targets.append({**target, "config": {**config, "model": model and model["fingerprint"]}})
+    return {**identity, "targets": targets}
 
 
 def _first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

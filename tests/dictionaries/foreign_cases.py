@@ -19,6 +19,9 @@ from interp.wrapper import HookedModel
 
 D, F = 32, 40
 
+MLPS = ("layers.0.mlp", "layers.1.mlp", "layers.2.mlp")
+"""Of the tiny models."""
+
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
 
 

@@ -60,6 +60,34 @@ def test_sums_of_what_each_place_adds_are_the_reconstruction(activation: str, k:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_one_vector_is_a_batch_too(activation: str) -> None:
+    clt = make_cross_layer(activation)
+    x = inputs(clt)[0]
+    together = clt.decode_from(0, clt.encode_at(0, x), x)
+    alone = clt.decode_from(0, clt.encode_at(0, x[3]), x[3])
+    assert [y.shape for y in alone] == [(5,), (6,), (4,)]
+    for one, all_of_them in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, all_of_them[3])
+
+
+def test_sums_over_places_are_not_rounded_at_each_of_them() -> None:
+    """What many places add is small against what is there already, and half precision would drop it."""
+    clt = make_cross_layer("relu", dtype="bfloat16")
+    with torch.no_grad():
+        for i in range(3):
+            clt.decoder(i, 2).fill_(2.0**-5)
+        clt.b_dec(2).fill_(1)
+    ones = [torch.eye(1, place.n_latents, dtype=torch.bfloat16) * 0.11 for place in clt.config.places]
+    exact = (1 + 3 * (torch.tensor(0.11).bfloat16() * 2.0**-5)).bfloat16()
+    found = clt.decode(ones)[2]
+    assert found.dtype == torch.bfloat16
+    assert exact != 1 and torch.equal(found, exact.expand(1, 4))
+    xs = [torch.zeros(1, place.d_in, dtype=torch.bfloat16) for place in clt.config.places]
+    added = [clt.decode_from(i, a, x)[2 - i] for i, (a, x) in enumerate(zip(ones, xs, strict=True))]
+    assert torch.equal(sum(added).bfloat16(), found)
+
+
 @EACH
 def test_an_active_latent_is_its_linear_encoder(activation: str) -> None:
     clt = make_cross_layer(activation)
@@ -135,6 +163,23 @@ def test_what_is_saved_is_loaded(activation: str, tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
     (found,) = load_dictionaries(tmp_path, model="abc123").items()
     assert found[0] == "cross-layer" and isinstance(found[1], CrossLayerTranscoder)
+
+
+def test_no_other_weights_are_made_to_load_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may take half of the memory that there is."""
+    clt = make_cross_layer("jumprelu")
+    clt.save(tmp_path)
+    made: list[str] = []
+
+    def rows(n: int, d: int, generator: torch.Generator) -> Tensor:
+        made.append(torch.empty(0).device.type)
+        return torch.empty(n, d)
+
+    monkeypatch.setattr("interp.dictionaries.cross_layer.unit_rows", rows)
+    loaded = CrossLayerTranscoder.load(tmp_path, model="abc123")
+    assert made == ["meta"] * 3
+    assert all(torch.equal(tensor, clt.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_tensors_are_stored_under_the_names_of_the_field(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from dictionary_cases import EVERY, data, make
 from safetensors.torch import load_file, save_file
 
 from interp.dictionaries import (
+    DICTIONARIES,
     UNCHECKED,
     SparseAutoencoder,
     SparseDictionary,
@@ -136,15 +138,42 @@ def test_incomplete_folders_are_refused(saved: Path, tmp_path: Path) -> None:
     config.unlink()
     with pytest.raises(DictionaryError, match="no config"):
         SparseDictionary.load(saved, model=FINGERPRINT)
+    weights.unlink()
     with pytest.raises(DictionaryError, match="no dictionary in this folder"):
         load_dictionaries(tmp_path, model=FINGERPRINT)
+
+
+@pytest.mark.parametrize("gone", ["weights.safetensors", "config.json"])
+def test_half_a_dictionary_makes_no_smaller_set(gone: str, tmp_path: Path) -> None:
+    for layer in range(3):
+        make("transcoder", "topk").save(tmp_path / f"layers.{layer}.mlp")
+    (tmp_path / "layers.1.mlp" / gone).unlink()
+    with pytest.raises(DictionaryError, match=r"layers\.1\.mlp") as caught:
+        load_dictionaries(tmp_path, model=FINGERPRINT)
+    assert gone in str(caught.value)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')  # another program's: none of ours
+    shutil.rmtree(tmp_path / "layers.1.mlp")
+    assert list(load_dictionaries(tmp_path, model=FINGERPRINT)) == ["layers.0.mlp", "layers.2.mlp"]
+
+
+def test_what_is_loaded_is_nobody_else_s_memory(saved: Path) -> None:
+    """Loaded weights are those of the file then, also when the file is written over in its place."""
+    loaded = SparseDictionary.load(saved, model=FINGERPRINT)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    path = saved / "weights.safetensors"
+    with path.open("r+b") as file:
+        file.seek(-64, 2)
+        file.write(b"\1" * 64)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_an_interrupted_save_leaves_nothing_that_loads(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("interp.dictionaries.files.save_file", fail)
+    monkeypatch.setattr("interp.dictionaries.storage.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         make("sae", "batchtopk", dtype="float32", seed=2).save(saved)
     with pytest.raises(DictionaryError, match="no config"):
@@ -170,3 +199,14 @@ def test_a_folder_of_many_is_read_in_the_order_of_layers(tmp_path: Path) -> None
     assert list(everything) == [f"mlp/{name}" for name in names] + ["resid/layers.0.resid_post"]
     with pytest.raises(ModelMismatch):
         load_dictionaries(tmp_path / "fit", model="fff")
+
+
+def test_a_kind_has_one_class() -> None:
+    assert set(DICTIONARIES) == {"sae", "transcoder", "skip-transcoder", "cross-layer-transcoder"}
+    assert DICTIONARIES["sae"] is SparseAutoencoder
+    with pytest.raises(TypeError, match="transcoder is the kind of Transcoder and of Another"):
+
+        class Another(SparseDictionary, registered=True):
+            kinds = ("transcoder",)
+
+    assert DICTIONARIES["transcoder"] is Transcoder

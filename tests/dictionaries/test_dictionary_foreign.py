@@ -11,7 +11,20 @@ import pytest
 import torch
 import yaml
 from dictionary_cases import make as make_dictionary
-from foreign_cases import D, F, arrays, claim, hooked, inputs, reconstruction, same, tensor, write_config, write_set
+from foreign_cases import (
+    MLPS,
+    D,
+    F,
+    arrays,
+    claim,
+    hooked,
+    inputs,
+    reconstruction,
+    same,
+    tensor,
+    write_config,
+    write_set,
+)
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
@@ -55,7 +68,7 @@ def test_a_set_computes_what_the_format_says(name: str, tmp_path: Path) -> None:
 def test_a_set_survives_the_way_there_and_back(name: str, tmp_path: Path) -> None:
     options, said, _ = CASES[name]
     first = read_dictionaries(write_set(tmp_path / "set", layers(**options), **said), claim())
-    write_circuit_tracer(first, tmp_path / "again", model_name="org/tiny", scan="org/scan")  # type: ignore[arg-type]
+    write_circuit_tracer(first, tmp_path / "again", mlps=MLPS, model_name="org/tiny", scan="org/scan")  # type: ignore[arg-type]
     for i in range(3):  # what we write has the same tensors under the same names
         before, after = (load_file(tmp_path / place / f"layer_{i}.safetensors") for place in ("set", "again"))
         assert before.keys() == after.keys()
@@ -133,6 +146,29 @@ def test_what_is_normalised_is_read_before_the_gain(name: str, tmp_path: Path) -
         same(found["layers.1.mlp"](cache["layers.1.mlp_in"][0]), reconstruction(written[1], normalised), 2e-5)
 
 
+@pytest.mark.parametrize(("asked", "expected"), [("float32", "float32"), (None, "float32"), ("bfloat16", "bfloat16")])
+@pytest.mark.parametrize("name", ["gemma2", "gpt2"])
+def test_what_the_gain_changes_is_not_rounded_again(
+    name: str, asked: str | None, expected: str, tmp_path: Path
+) -> None:
+    """W / g of a bfloat16 W is no bfloat16 number."""
+    write_config(tmp_path, feature_input_hook="ln2.hook_normalized", feature_output_hook="hook_mlp_out")
+    stored = {key: tensor(value).bfloat16() for key, value in arrays(1, skip=True).items()}
+    for i in range(3):
+        save_torch(stored, tmp_path / f"layer_{i}.safetensors")
+    found = read_dictionaries(tmp_path, claim(name, dtype=asked))["layers.1.mlp"]
+    assert isinstance(found, Transcoder) and found.config.dtype == expected
+    norm = hooked(name).frozen.blocks[1].mlp_norm
+    wanted = stored["W_enc"].double() / norm.weight.detach().double()
+    if expected == "bfloat16":
+        assert torch.equal(found.W_enc, wanted.float().bfloat16())
+        return
+    torch.testing.assert_close(found.W_enc.double(), wanted, rtol=1e-6, atol=0)
+    if norm.bias is not None:
+        biases = stored["b_enc"].double() - wanted @ norm.bias.detach().double()
+        torch.testing.assert_close(found.b_enc.double(), biases, rtol=1e-5, atol=1e-6)
+
+
 def test_a_gain_of_zero_cannot_be_undone(tmp_path: Path) -> None:
     from tiny_models import make
 
@@ -172,6 +208,21 @@ def test_listed_files_are_taken_from_the_set_s_folder(tmp_path: Path) -> None:
     before = dictionary_revision(str(tmp_path / "set"))
     save_file(arrays(9), tmp_path / "some_0.safetensors")  # outside the folder, and yet a part of the content
     assert dictionary_revision(str(tmp_path / "set")) != before
+
+
+def test_a_listed_file_of_another_layer(tmp_path: Path) -> None:
+    for i, layer in enumerate(layers()):
+        for place in ("layer_1", f"layer_{i}"):
+            (tmp_path / place).mkdir(exist_ok=True)
+        save_file(layer, tmp_path / f"layer_{i}" / "t.safetensors")
+        save_file(layer, tmp_path / "layer_1" / f"t{i}.safetensors")
+    write_config(tmp_path / "set", transcoders=[f"../layer_{i}/t.safetensors" for i in (0, 2, 1)])
+    with pytest.raises(DictionaryError, match=r"\.\./layer_2/t\.safetensors at 1, \.\./layer_1/t\.safetensors at 2"):
+        read_dictionaries(tmp_path / "set", claim())
+    for name in ("../layer_{}/t.safetensors", "../layer_1/t{}.safetensors"):
+        listed = [name.format(i) for i in range(3)]
+        write_config(tmp_path / "set", transcoders=listed)
+        assert list(read_dictionaries(tmp_path / "set", claim())) == list(MLPS)
 
 
 # --- refusals: each names the file, the tensor, what was found and what was expected
@@ -250,6 +301,11 @@ def test_a_model_of_another_depth(n: int, tmp_path: Path) -> None:
     ("said", "told"),
     [
         ({"activation": "gelu"}, "relu, jumprelu or topk"),
+        ({"activation": {"type": "topk", "k": 4}}, "relu, jumprelu or topk"),
+        ({"activation": ["topk"]}, "relu, jumprelu or topk"),
+        ({"top_k": 4}, "the activation is said by activation and k"),
+        ({"activation": "topk", "k": 4, "TopK": 8}, "the activation is said by activation and k"),
+        ({"activation_fn": "topk"}, "the activation is said by activation and k"),
         ({"activation": "topk"}, "with activation: topk"),
         ({"activation": "relu", "k": 4}, "no k with any other"),
         ({"k": 0}, "at least 1"),
@@ -302,7 +358,7 @@ def test_batchtopk_is_written_as_the_jumprelu_that_it_is_at_inference(tmp_path: 
         made[config.at] = transcoder = build_dictionary(config, seed=i)
         transcoder.W_dec.data.normal_(generator=torch.Generator().manual_seed(i))
         transcoder.activation.threshold.fill_(0.7)  # type: ignore[operator, union-attr]
-    write_circuit_tracer(dict(reversed(made.items())), tmp_path, model_name="m")  # type: ignore[arg-type]
+    write_circuit_tracer(dict(reversed(made.items())), tmp_path, mlps=MLPS, model_name="m")  # type: ignore[arg-type]
     found = read_dictionaries(tmp_path, claim())
     x = tensor(inputs())
     for at, transcoder in made.items():
@@ -315,27 +371,35 @@ def test_batchtopk_is_written_as_the_jumprelu_that_it_is_at_inference(tmp_path: 
 def test_what_the_format_cannot_say(tmp_path: Path) -> None:
     def refused(told: str, made: dict[str, Any]) -> None:
         with pytest.raises(DictionaryError, match=told):
-            write_circuit_tracer(made, tmp_path / "out", model_name="m")
+            write_circuit_tracer(made, tmp_path / "out", mlps=MLPS, model_name="m")
         assert not (tmp_path / "out" / "config.yaml").exists()
 
     refused("there is another dictionary at layers.2", {"layers.2.resid_post": make_dictionary("sae", "topk")})
-    refused("where layers.0 is expected", {"layers.2.mlp": make_dictionary("transcoder", "topk")})
+    refused("none for layers.0.mlp, layers.1.mlp;", {"layers.2.mlp": make_dictionary("transcoder", "topk")})
     refused("no transcoders", {})
     gated = make_dictionary("transcoder", "gated", dtype="float32")
     gated.config = gated.config.model_copy(update={"hook_in": "layers.0.mlp_in", "hook_out": "layers.0.mlp_out"})
-    refused("no transcoders of this activation", {"layers.0.mlp": gated})
+    with pytest.raises(DictionaryError, match="no transcoders of this activation"):
+        write_circuit_tracer({"layers.0.mlp": gated}, tmp_path / "out", mlps=MLPS[:1], model_name="m")  # type: ignore[dict-item]
     first = read_dictionaries(write_set(tmp_path / "a", layers()), claim())
     second = read_dictionaries(write_set(tmp_path / "b", layers(n=24)), claim())
     refused("several numbers of latents", {**first, "layers.1.mlp": second["layers.1.mlp"]})
     third = read_dictionaries(write_set(tmp_path / "c", layers(), k=3), claim())
     refused("several activations", {**first, "layers.1.mlp": third["layers.1.mlp"]})
-    refused("where layers.1 is expected", {at: first[at] for at in ("layers.0.mlp", "layers.2.mlp")})
+    refused("none for layers.1.mlp;", {at: first[at] for at in ("layers.0.mlp", "layers.2.mlp")})
+    refused("none for layers.1.mlp, layers.2.mlp;", {"layers.0.mlp": first["layers.0.mlp"]})
+    last = {}  # one group of a model that has two
+    for i, transcoder in enumerate(first.values()):
+        hooks = {"hook_in": f"layers_last.{i}.mlp_in", "hook_out": f"layers_last.{i}.mlp_out"}
+        transcoder.config = transcoder.config.model_copy(update=hooks)
+        last[transcoder.config.at] = transcoder
+    refused("not of the model: layers_last.0.mlp", last)
 
 
 def test_a_topk_set_is_written_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = read_dictionaries(write_set(tmp_path / "a", layers(), k=3), claim())
     with caplog.at_level(logging.WARNING):
-        write_circuit_tracer(found, tmp_path / "b", model_name="m")  # type: ignore[arg-type]
+        write_circuit_tracer(found, tmp_path / "b", mlps=MLPS, model_name="m")  # type: ignore[arg-type]
     assert "TopK(3)" in caplog.text
 
 
@@ -343,6 +407,6 @@ def test_what_a_set_leaves_behind_is_not_taken_for_a_part_of_the_next(tmp_path: 
     found = read_dictionaries(write_set(tmp_path / "a", layers()), claim())
     write_set(tmp_path / "b", [arrays(seed) for seed in range(5)])
     (tmp_path / "b" / "notes.txt").write_text("mine")
-    write_circuit_tracer(found, tmp_path / "b", model_name="m")  # type: ignore[arg-type]
+    write_circuit_tracer(found, tmp_path / "b", mlps=MLPS, model_name="m")  # type: ignore[arg-type]
     assert list(read_dictionaries(tmp_path / "b", claim())) == list(found)
     assert (tmp_path / "b" / "notes.txt").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_cases import (
+    MLPS,
     D,
     F,
     claim,
@@ -63,7 +64,7 @@ def test_it_computes_what_the_format_says(name: str, tmp_path: Path) -> None:
 def test_it_survives_the_way_there_and_back(name: str, tmp_path: Path) -> None:
     thresholds, said = CASES[name]
     first = read(write_cross_layer(tmp_path / "a", cross_layer(thresholds=thresholds), **said))
-    write_circuit_tracer(first, tmp_path / "b", model_name="org/tiny")
+    write_circuit_tracer(first, tmp_path / "b", mlps=MLPS, model_name="org/tiny")
     names = [f"W_{end}_{i}.safetensors" for i in range(3) for end in ("enc", "dec")]
     for file in names:
         before, after = load_file(tmp_path / "a" / file), load_file(tmp_path / "b" / file)
@@ -82,7 +83,7 @@ def test_batchtopk_becomes_thresholds(tmp_path: Path) -> None:
     made.load_state_dict(relu.state_dict(), strict=False)
     for i in range(3):
         made.activation(i).threshold.fill_(0.3 + i)  # type: ignore[operator, union-attr]
-    write_circuit_tracer(made, tmp_path / "b", model_name="m")
+    write_circuit_tracer(made, tmp_path / "b", mlps=MLPS, model_name="m")
     assert np.all(load_file(tmp_path / "b" / "W_enc_1.safetensors")["threshold_1"] == np.float32(1.3))
     found = read(tmp_path / "b")
     ins = [tensor(x) for x in xs()]
@@ -138,7 +139,7 @@ def test_widths_that_the_format_cannot_have(tmp_path: Path) -> None:
     places = tuple(CrossLayerPlace(hook_in=i, hook_out=o, d_in=d, d_out=d, n_latents=F) for i, o, d in hooks)
     wide = CrossLayerTranscoder(CrossLayerConfig(places=places, activation={"type": "relu"}))  # type: ignore[arg-type, call-arg]
     with pytest.raises(DictionaryError, match="models of one width only"):
-        write_circuit_tracer(wide, tmp_path / "out", model_name="m")
+        write_circuit_tracer(wide, tmp_path / "out", mlps=[place.at for place in places], model_name="m")
     assert not (tmp_path / "out" / "config.yaml").exists()
     refused(write_cross_layer(tmp_path, cross_layer(4)), "models of one width only", "32, 48", model="split_llama")
     write_cross_layer(tmp_path / "listed", cross_layer(), transcoders=["a"])

@@ -129,6 +129,32 @@ def test_files_listed_by_a_set_of_circuit_tracer(tmp_path: Path) -> None:
             same(found[f"layers.{layer}.mlp"](tensor(inputs()) * gain(layer)), expected(content, inputs()), 2e-5)
 
 
+def test_files_of_gemma_scope_in_the_folder_of_a_set_are_the_set_s(tmp_path: Path) -> None:
+    """Its config.yaml says how they are read; read as Gemma Scope's own they would be others."""
+    contents = [scope(layer) for layer in range(3)]
+    listed = [save_npz(tmp_path, i, content).relative_to(tmp_path).as_posix() for i, content in enumerate(contents)]
+    write_config(tmp_path, feature_output_hook="hook_mlp_out", transcoders=listed)
+    assert recognise(tmp_path) == "circuit-tracer"
+    for format in (None, "circuit-tracer"):
+        found = read_dictionaries(tmp_path, claim("gemma2"), format)
+        with torch.no_grad():
+            same(found["layers.1.mlp"](tensor(inputs())), expected(contents[1], inputs()), 2e-5)
+    with pytest.raises(DictionaryError, match="no dictionaries of the format gemma-scope"):
+        read_dictionaries(tmp_path, claim("gemma2"), "gemma-scope")
+
+
+def test_a_file_of_another_program_is_none_of_gemma_scope_s(tmp_path: Path) -> None:
+    """Of a topk set the file alone does not tell that it is one."""
+    folder = tmp_path / "layer_1"
+    folder.mkdir()
+    save_file(arrays(1), folder / "layer_1.safetensors")
+    with pytest.raises(DictionaryError, match="no format that is read"):
+        read_dictionaries(folder / "layer_1.safetensors", claim("gemma3"))
+    save_file(arrays(1), folder / "params.safetensors")
+    with pytest.raises(DictionaryError, match="has no thresholds"):
+        read_dictionaries(folder / "params.safetensors", claim("gemma3"))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -138,6 +164,8 @@ def test_files_listed_by_a_set_of_circuit_tracer(tmp_path: Path) -> None:
         ({"b_dec": np.full(D, np.inf, np.float32)}, ["tensor b_dec", "not finite"]),
         ({"b_dec": np.zeros(D, np.complex64)}, ["tensor b_dec", "complex64", "float32"]),
         ({"b_dec": np.zeros(D, np.int32)}, ["tensor b_dec", "int32", "float32"]),
+        ({"b_dec": np.zeros(D, np.longdouble)}, ["tensor b_dec", "float128", "float32"]),
+        ({"b_dec": np.zeros(D, "U3")}, ["tensor b_dec", "U3", "float32"]),
         ({"b_dec": np.array([{"a": 1}] * D, object)}, ["never unpickled"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -156,6 +184,18 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DictionaryError, match="not readable npz"):
         read_dictionaries(tmp_path, claim("gemma2"))
+    path.write_bytes(b"")
+    with pytest.raises(DictionaryError, match="not readable npz"):
+        read_dictionaries(tmp_path, claim("gemma2"))
+
+
+def test_the_order_of_bytes_is_the_file_s_own(tmp_path: Path) -> None:
+    content = scope(1)
+    save_npz(tmp_path / "a", 1, content)
+    save_npz(tmp_path / "b", 1, {name: array.astype(">f4") for name, array in content.items()})
+    ours, theirs = (read_dictionaries(tmp_path / name, claim("gemma2"))["layers.1.mlp"] for name in ("a", "b"))
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, theirs.get_parameter(name))
 
 
 def test_a_model_of_another_width_or_depth(tmp_path: Path) -> None:

@@ -169,6 +169,50 @@ def test_convert_replaces_nothing_unless_told_to(folder: Path, model: str, tmp_p
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "layers.0.mlp/notes.txt", "config.yaml", "more/layers.0.mlp/config.json"]
+)
+def test_convert_replaces_no_file_that_it_would_not_write(
+    name: str, folder: Path, model: str, tmp_path: Path, capsys: Any
+) -> None:
+    """Dictionaries somewhere below do not make a folder one of dictionaries alone."""
+    target = tmp_path / "work"
+    assert convert(folder / "topk", target, "--model", model) == 0
+    mine = target / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("words")
+    assert convert(folder / "clt", target, "--model", model, "--force") == 2
+    told = capsys.readouterr().err
+    assert "is more than the dictionaries" in told and mine.name in told
+    assert mine.read_text() == "words"
+    mine.unlink()
+    assert convert(folder / "clt", target, "--model", model, "--force") == 0
+    assert convert(target, target, "--model", model, "--force") == 0  # and circuit-tracer's own
+    assert convert(folder / "clt", target, "--model", model, "--force", "--to", "interp") == 0
+
+
+def test_a_folder_that_changes_while_it_is_read(
+    folder: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interp.dictionaries import foreign
+    from interp.errors import SourceError
+    from interp.wrapper import HookedModel
+
+    copy = write_set(tmp_path / "copy", [arrays(i) for i in range(LAYERS)])
+    one = dictionary_set(make_plan(study_of(folder, copy), None).study, "theirs", {})
+    hooked, read = HookedModel(model), foreign.read_dictionaries
+    assert len(one.load(hooked)) == LAYERS
+
+    def slowly(*arguments: Any) -> Any:
+        loaded = read(*arguments)
+        write_set(copy, [arrays(i + 7) for i in range(LAYERS)])
+        return loaded
+
+    monkeypatch.setattr(foreign, "read_dictionaries", slowly)
+    with pytest.raises(SourceError, match="changed after they were planned"):
+        one.load(hooked)
+
+
 def test_a_conversion_that_fails_leaves_what_was_there(
     folder: Path, model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,8 +279,9 @@ def test_a_set_of_several_sets_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DictionaryError, match=r"several dictionaries at layers\.0\.mlp"):
         DictionarySet("x", None, str(tmp_path)).load(hooked)
     (tmp_path / "a" / "config.yaml").write_text("model_kind: transcoder_set")
-    with pytest.raises(DictionaryError, match="several formats"):
-        read_dictionaries(tmp_path / "a", claim())
+    for format in (None, "interp", "circuit-tracer"):  # a format never decides what is read
+        with pytest.raises(DictionaryError, match="several formats"):
+            read_dictionaries(tmp_path / "a", claim(), format)
 
 
 def test_what_ours_say_of_their_model_is_checked(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from interp.dictionaries import CrossLayerConfig, Dictionary
 from interp.eval import ReconstructionSums, SparsitySums
+from interp.eval.reconstruction import RunningReconstruction
 
 
 def data(n: int = 200, d: int = 5, offset: float = 3.0) -> Tensor:
@@ -57,6 +59,22 @@ def test_shards_equal_the_whole(sizes: list[int]) -> None:
     assert whole.fvu == pytest.approx(float(direct), rel=1e-12)
 
 
+def test_few_tokens_at_a_time_are_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = data(offset=1000.0)
+    whole = ReconstructionSums.of(x, 0.9 * x)
+    monkeypatch.setattr("interp.eval.reconstruction.AT_ONCE", 64)
+    seen: list[int] = []
+
+    def double(self: Tensor) -> Tensor:
+        seen.append(len(self))
+        return self.to(torch.float64)
+
+    monkeypatch.setattr(Tensor, "double", double)
+    parts = ReconstructionSums.of(x, 0.9 * x)
+    assert max(seen) == 64 and sum(seen) == 2 * 200
+    assert parts.fvu == pytest.approx(whole.fvu, rel=1e-10) and parts.tokens == 200
+
+
 def test_merge_is_associative_and_commutative() -> None:
     x = data(90)
     a, b, c = (ReconstructionSums.of(part, part * 0.9) for part in x.split(30))
@@ -101,3 +119,32 @@ def test_dead_means_dead_in_every_shard() -> None:
     assert one.dead == other.dead == 2
     assert one.merge(other).dead == 1
     assert one.merge(other).l0 == 1
+
+
+class Small(Dictionary):
+    """The first place adds 1 everywhere, each later one 2^-8: a number that bfloat16 cannot add to 1."""
+
+    kinds = ("cross-layer-transcoder",)
+
+    def __init__(self, n: int) -> None:
+        hooks = [{"hook_in": f"layers.{i}.mlp_in", "hook_out": f"layers.{i}.mlp_out"} for i in range(n)]
+        places = [{**names, "d_in": 3, "d_out": 3, "n_latents": 2} for names in hooks]
+        super().__init__(CrossLayerConfig.model_validate({"places": places, "activation": {"type": "relu"}}))
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+
+    def encode_at(self, place: int, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), 2)
+
+    def decode_from(self, place: int, activations: Tensor, x: Tensor) -> list[Tensor]:
+        return [x.new_full((len(x), 3), 2.0**-8 if place else 1.0)] * (len(self.places) - place)
+
+    @staticmethod
+    def stored_name(name: str) -> str:
+        return name
+
+
+def test_what_places_add_is_summed_in_float32() -> None:
+    running = RunningReconstruction(Small(5))
+    found = [running(place, torch.zeros(4, 3)) for place in range(5)]
+    assert [y.dtype for y in found] == [torch.bfloat16] * 5
+    assert [y[0, 0].item() for y in found] == [1, 1, 1 + 2**-7, 1 + 2**-6, 1 + 2**-6]

@@ -102,6 +102,18 @@ def test_evaluation_runs_the_changed_models_only_when_asked() -> None:
     assert cost("evaluate", {"evaluate": {}}).tokens == 8000
 
 
+def test_an_evaluation_holds_what_it_compares() -> None:
+    """The activations of a batch at all hook points, and what a place adds to all later ones."""
+    spec = {"metrics": ["fvu"], "tokens": 1000}
+    every = [{**ONE[0], "kind": "transcoder", "at": "layers.*.mlp"}]
+    across = [{**every[0], "kind": "cross-layer-transcoder"}]
+    sets = [{"dictionaries": one, "evaluate": {**spec, "batch": batch}} for one in (every, across) for batch in (4, 8)]
+    small, large, small_across, large_across = (cost("evaluate", one).memory for one in sets)
+    tokens = 4 * 128
+    assert large - small >= tokens * 4 * 8 * 64
+    assert (large_across - small_across) - (large - small) == tokens * 4 * 3 * 64
+
+
 def test_a_trace_grows_with_prompts_and_targets() -> None:
     prompts = tuple(Prompt.of(i, "word " * 40) for i in range(3))
     base = cost("trace", prompts=prompts)

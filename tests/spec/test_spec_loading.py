@@ -130,7 +130,7 @@ def test_a_key_that_is_named_like_a_member_of_the_union() -> None:
 
 def test_a_borrowed_dictionary_takes_no_other_key() -> None:
     found = problems(changed("{name: mlp, kind: transcoder,", '{name: mlp, from: "artifact://x", kind: transcoder,'))
-    assert found["dictionaries[0].kind"].expected == "one of name, from, format, mlp"
+    assert found["dictionaries[0].kind"].expected == "one of name, from, format, content, mlp"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_what_a_later_mlp_adds_to_an_earlier_feature_is_found(
     one = target(KIND, activation, n_latents=LATENTS, d=D)
     trainer, metrics = run(plan_of(one, total=40_000, batch=128, micro=128, lr=0.01, dead_after=4000), TRAIN)
     assert trainer.statistics is not None
-    clt = trainer.dictionaries.folded(trainer.statistics)[one.key]
+    clt = dict(trainer.dictionaries.folded(trainer.statistics))[one.key]
     assert isinstance(clt, CrossLayerTranscoder)
     xs, ys = [HELD_OUT[MLP_IN], HELD_OUT[LATER_IN]], [HELD_OUT[MLP_OUT], HELD_OUT[LATER_OUT]]
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from training_cases import plan_of, planted, run, target
 
-from interp.dictionaries import load_dictionaries
+from interp.dictionaries import ModelIdentity, load_dictionaries
 from interp.errors import EngineError
 from interp.training import FitPlan, InMemorySession, fit_loop
 from interp.training.session import Activations
@@ -92,11 +93,44 @@ def test_a_killed_run_that_resumes_is_the_uninterrupted_one_bit_for_bit(tmp_path
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_what_is_told_for_people_makes_no_other_fit(tmp_path: Path) -> None:
+    """The model copied to another place, or another release of interp."""
+
+    def told(fingerprint: str) -> FitPlan:
+        model = ModelIdentity(source="elsewhere", fingerprint=fingerprint, family="other", foreign="x")
+        changes = {"model": model, "interp_version": "9.9"}
+        targets = (t.model_copy(update={"config": t.config.model_copy(update=changes)}) for t in PLAN.targets)
+        return PLAN.model_copy(update={"targets": tuple(targets)})
+
+    session = KilledSession(PLAN, ACTS, tmp_path / "resumed")
+    with pytest.raises(Killed):
+        fit_loop(session, PLAN)
+    with pytest.raises(EngineError, match=r"belongs to another fit(.|\n)*targets"):
+        fit_loop(InMemorySession(told("fff"), ACTS, tmp_path / "resumed"), told("fff"))
+    same = told("abc123")
+    assert fit_loop(InMemorySession(same, ACTS, tmp_path / "resumed"), same)
+
+
+def test_dictionaries_are_folded_one_at_a_time() -> None:
+    """Beside the optimiser's state there may be no room for two of them."""
+    trainer, _ = run(PLAN, ACTS, steps=1)
+    assert trainer.statistics is not None
+    folded = trainer.dictionaries.folded(trainer.statistics)
+    key, first = next(folded)
+    assert key == TARGETS[0].key
+    own = trainer.dictionaries.members[0].dictionary
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(first.parameters(), own.parameters(), strict=True))
+    alive = weakref.ref(first)
+    del first
+    next(folded)
+    assert alive() is None
+
+
 def test_the_result_reads_raw_activations(tmp_path: Path) -> None:
     whole = finished(tmp_path)
     trainer, _ = run(PLAN, ACTS)
     assert trainer.statistics is not None
-    expected = trainer.dictionaries.folded(trainer.statistics)
+    expected = dict(trainer.dictionaries.folded(trainer.statistics))
     found = load_dictionaries(whole, model="abc123")
     assert list(found) == [t.key for t in TARGETS]
     for key, dictionary in found.items():

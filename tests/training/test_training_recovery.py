@@ -33,7 +33,7 @@ def test_planted_directions_are_found(
     one = target(kind, activation, n_latents=LATENTS, d=D)
     trainer, _ = run(plan_of(one, total=40_000, batch=128, micro=128, lr=0.01, dead_after=4000), TRAIN)
     assert trainer.statistics is not None
-    dictionary = trainer.dictionaries.folded(trainer.statistics)[one.key]
+    dictionary = dict(trainer.dictionaries.folded(trainer.statistics))[one.key]
     x, y = HELD_OUT[one.config.hook_in], HELD_OUT[one.config.hook_out]
     with torch.no_grad():
         activations, error = dictionary.encode(x), y - dictionary(x)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from interp.dictionaries.foreign.layers import activation_of, read_transcoder, r
 from interp.dictionaries.foreign.tensors import Part, dtype_name, open_tensors, read_parts, single_dtype
 from interp.dictionaries.transcoder import Transcoder
 from interp.errors import DictionaryError
-from interp.sources.dictionaries import CONFIG, listed_file
+from interp.sources.dictionaries import CONFIG, layer_in, listed_file
 from interp.spec.dictionary import ActivationSpec
 
 NAME = "circuit-tracer"
 SET, CROSS_LAYER_SET = "transcoder_set", "cross_layer_transcoder"
+
+_ABOUT_ACTIVATION, _KNOWN = re.compile("top_?k|activation", re.IGNORECASE), ("activation", "activation_function")
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,13 @@ def read_config(path: Path) -> SetConfig:
 
 
 def _activation(content: Mapping[str, Any], path: Path) -> tuple[int | None, bool | None]:
-    """(k of topk, whether there must be thresholds)."""
+    """(k of topk, whether there must be thresholds).
+
+    Raises:
+        DictionaryError: something else is said of the activation, which may be another one by another name.
+    """
+    if other := sorted(key for key in map(str, content) if _ABOUT_ACTIVATION.search(key) and key not in _KNOWN):
+        raise _wrong(path, other[0], content.get(other[0]), "none: the activation is said by activation and k")
     said = content.get("activation", content.get("activation_function"))
     k = content.get("k")
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
@@ -121,7 +129,7 @@ def _activation(content: Mapping[str, Any], path: Path) -> tuple[int | None, boo
     if said is None and k is not None:
         said = "topk"  # no other activation has a k
     known = {None: None, "relu": False, "jumprelu": True, "jump_relu": True, "topk": False}
-    if said not in known:
+    if not isinstance(said, str | None) or said not in known:
         raise _wrong(path, "activation", said, "relu, jumprelu or topk")
     if (said == "topk") != (k is not None):
         raise _wrong(path, "k", k, "a whole number with activation: topk, and no k with any other")
@@ -159,6 +167,7 @@ def _tell_model(config: SetConfig, claim: Claim) -> None:
 def _read_set(folder: Path, config: SetConfig, claim: Claim, before_gain: bool) -> dict[str, Transcoder]:
     listed = config.listed or _layer_files(folder, "layer_{}.safetensors")
     _require_layers(len(listed), claim, folder)
+    _require_order(listed, claim, config.path)
     found: dict[str, Transcoder] = {}
     for layer, name in enumerate(listed):
         path = listed_file(folder, name)
@@ -175,7 +184,7 @@ def _read_cross_layer(folder: Path, config: SetConfig, claim: Claim, before_gain
             config.path, "transcoders", config.listed[0], f"nothing: files of a {CROSS_LAYER_SET} are not listed"
         )
     _require_layers(len(_layer_files(folder, "W_enc_{}.safetensors")), claim, folder)
-    _require_one_width(claim)
+    require_one_width(width for layer in range(claim.n_layers) for width in claim.widths(layer).values())
     state: dict[str, Tensor] = {}
     places, activations = [], {}
     for layer in range(claim.n_layers):
@@ -223,12 +232,13 @@ def _read_decoders(path: Path, layer: int, n_layers: int, sizes: Mapping[str, in
     return {f"W_dec.{layer}.{layer + n}": decoders[:, n].contiguous() for n in range(n_layers - layer)}
 
 
-def _require_one_width(claim: Claim) -> None:
-    widths = sorted({width for layer in range(claim.n_layers) for width in claim.widths(layer).values()})
+def require_one_width(found: Iterable[int]) -> None:
+    """Refuse layers of different widths, which a cross-layer transcoder of this format cannot have."""
+    widths = sorted(set(found))
     if len(widths) > 1:
         raise DictionaryError(
-            "this format has cross-layer transcoders for models of one width only",
-            value=f"a model with layers of widths {', '.join(map(str, widths))}",
+            "circuit-tracer has cross-layer transcoders for models of one width only",
+            value=f"layers of widths {', '.join(map(str, widths))}",
             expected="layers of one width",
         )
 
@@ -258,6 +268,21 @@ def _layer_files(folder: Path, name: str) -> tuple[str, ...]:
             expected=f"{name.format(0)} to {name.format(max(layers))}",
         )
     return tuple(name.format(layer) for layer in sorted(layers))
+
+
+def _require_order(listed: Sequence[str], claim: Claim, path: Path) -> None:
+    """Refuse a list whose files tell other layers than the places that they stand at.
+
+    A model of several groups has layers of another one, whose numbers its files may keep: those only have to rise.
+    """
+    told = [layer_in(Path(name.partition("?")[0]).with_suffix("")) for name in listed]
+    if len(set(told)) == 1:
+        return  # by a folder that all of them are in
+    kept = [layer for layer in told if layer is not None]
+    one_group = len(claim.model.topology.groups) == 1
+    if kept != sorted(set(kept)) or (one_group and any(t not in (None, i) for i, t in enumerate(told))):
+        wrong = [f"{name} at {i}" for i, (name, t) in enumerate(zip(listed, told, strict=True)) if t not in (None, i)]
+        raise _wrong(path, "transcoders", ", ".join(wrong), "one file for each layer, in the order of the layers")
 
 
 def _require_layers(found: int, claim: Claim, folder: Path) -> None:

@@ -7,16 +7,16 @@
                 set for relu: it must be given TopK(k) by hand; interp reads them.
     gated       the format has no place for it, nor for an SAE
 
-The set reads `mlp.hook_in` and predicts `hook_mlp_out`. Layers are counted over all groups; the format wants every
-layer of the model, and the same number of latents in each. config.yaml is written last: a folder that has one is
-complete.
+The set reads `mlp.hook_in` and predicts `mlp.hook_out`, or `hook_mlp_out` where the family has a post-norm or is not
+known. Layers are counted over all groups; the format wants every layer of the model, and the same number of latents in
+each. config.yaml is written last: a folder that has one is complete.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from interp.dictionaries.activations import Activation, BatchTopKActivation, Jum
 from interp.dictionaries.base import SparseDictionary
 from interp.dictionaries.config import ModelIdentity
 from interp.dictionaries.cross_layer import CrossLayerTranscoder
-from interp.dictionaries.foreign.circuit_tracer import CROSS_LAYER_SET, SET
+from interp.dictionaries.foreign.circuit_tracer import CROSS_LAYER_SET, SET, require_one_width
 from interp.dictionaries.transcoder import Transcoder
 from interp.errors import DictionaryError
 from interp.models.families import FAMILIES
@@ -41,16 +41,20 @@ logger = logging.getLogger(__name__)
 
 _OWN = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
 
+WRITTEN = re.compile(rf"{_OWN.pattern}|{re.escape(CONFIG)}")
+"""Names of the files of a set."""
+
 Written = Mapping[str, Transcoder] | CrossLayerTranscoder
 
 
 def write_circuit_tracer(
-    dictionaries: Written, folder: str | Path, *, model_name: str, scan: str | None = None
+    dictionaries: Written, folder: str | Path, *, mlps: Sequence[str], model_name: str, scan: str | None = None
 ) -> None:
     """Write a set into `folder`, which is made if need be.
 
     Args:
         dictionaries: transcoders by place, or a cross-layer transcoder.
+        mlps: all MLPs of the model, `layers.0.mlp` and so on, in execution order.
         model_name: the model's name on the hub, which circuit-tracer loads it by.
         scan: where its page finds the features.
 
@@ -67,7 +71,7 @@ def write_circuit_tracer(
         configs = [transcoder.config for transcoder in dictionaries.values()]
         hooks = [(config.hook_in, config.hook_out) for config in configs]
         widths = [config.n_latents for config in configs]
-    _require_layers(hooks)
+    _require_layers(hooks, mlps)
     _require_alike(configs, widths)
     root.mkdir(parents=True, exist_ok=True)
     (root / CONFIG).unlink(missing_ok=True)
@@ -85,7 +89,14 @@ def write_circuit_tracer(
     partial.replace(root / CONFIG)
 
 
-def write(loaded: Mapping[str, Any], folder: Path, *, model_name: str | None = None, scan: str | None = None) -> None:
+def write(
+    loaded: Mapping[str, Any],
+    folder: Path,
+    *,
+    mlps: Sequence[str],
+    model_name: str | None = None,
+    scan: str | None = None,
+) -> None:
     """`write_circuit_tracer` as a row of `FORMATS`."""
     if not model_name:
         raise DictionaryError(
@@ -93,7 +104,7 @@ def write(loaded: Mapping[str, Any], folder: Path, *, model_name: str | None = N
         )
     values = list(loaded.values())
     one = len(values) == 1 and isinstance(values[0], CrossLayerTranscoder)
-    write_circuit_tracer(values[0] if one else loaded, folder, model_name=model_name, scan=scan)
+    write_circuit_tracer(values[0] if one else loaded, folder, mlps=mlps, model_name=model_name, scan=scan)
 
 
 def _config(
@@ -125,9 +136,8 @@ def _in_order(dictionaries: Mapping[str, Transcoder]) -> dict[str, Transcoder]:
     return dict(sorted(dictionaries.items(), key=lambda item: parse(item[1].config.hook_in)))
 
 
-def _require_layers(hooks: list[tuple[str, str]]) -> None:
-    """Every place is an MLP, and each group has its layers from 0 on, in order."""
-    counts: dict[str | None, int] = {}
+def _require_layers(hooks: list[tuple[str, str]], mlps: Sequence[str]) -> None:
+    """The places are the model's MLPs, all of them."""
     if not hooks:
         raise DictionaryError("there are no transcoders to write")
     for hook_in, hook_out in hooks:
@@ -136,14 +146,14 @@ def _require_layers(hooks: list[tuple[str, str]]) -> None:
         if (point.site, out) != ("mlp_in", HookPoint(*block, "mlp_out")):
             what = "circuit-tracer's transcoders stand in the place of MLPs"
             raise DictionaryError(what, value=f"{hook_in} -> {hook_out}", expected="mlp_in -> mlp_out of one block")
-        expected = counts.get(point.group, 0)
-        if point.layer != expected:
-            raise DictionaryError(
-                "circuit-tracer's sets have every layer of the model",
-                value=f"{point.group}.{point.layer} where {point.group}.{expected} is expected",
-                expected="one transcoder for each MLP",
-            )
-        counts[point.group] = expected + 1
+    found = [hook_in.removesuffix("_in") for hook_in, _ in hooks]
+    if found != list(mlps):
+        missing, unknown = ([at for at in a if at not in b] for a, b in ((mlps, found), (found, mlps)))
+        raise DictionaryError(
+            "circuit-tracer's sets have every layer of the model",
+            value=f"none for {', '.join(missing) or 'nowhere'}; not of the model: {', '.join(unknown) or 'none'}",
+            expected=f"one transcoder for each of {', '.join(mlps)}",
+        )
 
 
 def _require_alike(configs: list[Any], widths: list[int]) -> None:
@@ -171,12 +181,7 @@ def _tensors(transcoder: SparseDictionary) -> dict[str, Tensor]:
 
 def _write_cross_layer(transcoder: CrossLayerTranscoder, root: Path) -> None:
     places = transcoder.config.places
-    if len({width for place in places for width in (place.d_in, place.d_out)}) > 1:
-        raise DictionaryError(
-            "circuit-tracer has cross-layer transcoders for models of one width only",
-            value=", ".join(f"{place.at}: {place.d_in} -> {place.d_out}" for place in places),
-            expected="layers of one width",
-        )
+    require_one_width(width for place in places for width in (place.d_in, place.d_out))
     for i in range(len(places)):
         b_enc = transcoder.b_enc[i]
         encoder = {f"W_enc_{i}": transcoder.encoder(i), f"b_enc_{i}": b_enc, f"b_dec_{i}": transcoder.b_dec(i)}

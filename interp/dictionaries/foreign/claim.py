@@ -123,6 +123,9 @@ def behind_gain(tensors: dict[str, Tensor], claim: Claim, layer: int) -> dict[st
     Args:
         tensors: with W_enc, b_enc, b_dec and perhaps W_skip; columns of W_enc and W_skip belong to the input.
 
+    Returns:
+        What is changed in float32 at least: the quotients of bfloat16 numbers are none, and would be rounded again.
+
     Raises:
         DictionaryError: a gain is 0, so that `mlp_in` lacks what the transcoder reads.
     """
@@ -140,10 +143,11 @@ def behind_gain(tensors: dict[str, Tensor], claim: Claim, layer: int) -> dict[st
         if weight not in tensors:
             continue
         wide = torch.promote_types(tensors[weight].dtype, torch.float32)
-        changed[weight] = (tensors[weight].to(wide) / gain.to(wide)).to(tensors[weight].dtype)
+        changed[weight] = tensors[weight].to(wide) / gain.to(wide)
         if norm.bias is not None:
             moved = changed[weight].double() @ norm.bias.detach().double().cpu()
-            changed[bias] = (tensors[bias].double() - moved).to(tensors[bias].dtype)
+            wide = torch.promote_types(tensors[bias].dtype, torch.float32)
+            changed[bias] = (tensors[bias].double() - moved).to(wide)
     return changed
 
 

@@ -1,19 +1,21 @@
 """The formats of dictionaries, ours among them: one row each. A new one is a file with `is_here` and `read`, and a row.
 
-What a folder holds is told from its files. A format that is named is only checked: it never decides what is read.
+What a folder holds is told from its files. A format that is named is only checked: it never decides what is read. A
+set of circuit-tracer may keep files of Gemma Scope in its folder: its config.yaml says how they are read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from interp.dictionaries.config import FORMAT
 from interp.dictionaries.dictionary import Dictionary
-from interp.dictionaries.files import CONFIG, WEIGHTS, load_dictionaries
+from interp.dictionaries.files import CONFIG, WEIGHTS, load_dictionaries, says_ours
 from interp.dictionaries.foreign import circuit_tracer, circuit_tracer_writer, gemma_scope
 from interp.dictionaries.foreign.claim import Claim
 from interp.errors import DictionaryError, SpecError
@@ -30,20 +32,19 @@ class Format:
         looked_for: what `is_here` looks for, for people.
         is_here: whether a folder (or file) has dictionaries in this format.
         read: all of them.
-        write: into a folder, with `model_name` and `scan` for those who ask; None: the format is only read.
+        write: into a folder, with `model_name`, `scan` and `mlps` for those who ask; None: the format is only read.
+        written: what `write` calls its files, from the folder on.
     """
 
     looked_for: str
     is_here: Callable[[Path], bool]
     read: Callable[[Path, Claim], Loaded]
     write: Callable[..., None] | None = None
+    written: re.Pattern[str] | None = None
 
 
 def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        (path.parent / WEIGHTS).is_file() and FORMAT in path.read_text(encoding="utf-8", errors="replace")
-        for path in folder.rglob(CONFIG)
-    )
+    return folder.is_dir() and any(says_ours(path) for path in folder.rglob(CONFIG))
 
 
 def _read_ours(folder: Path, claim: Claim) -> Loaded:
@@ -65,15 +66,21 @@ def _read_ours(folder: Path, claim: Claim) -> Loaded:
     return by_place
 
 
-def _write_ours(loaded: Loaded, folder: Path, *, model_name: str | None = None, scan: str | None = None) -> None:
+def _write_ours(loaded: Loaded, folder: Path, **_: Any) -> None:
     for at, dictionary in loaded.items():
         dictionary.save(folder / at)
 
 
+_OURS = re.compile(rf"[^/]+/({re.escape(CONFIG)}|{re.escape(WEIGHTS)})")
+
 FORMATS: Mapping[str, Format] = {
-    "interp": Format(f"<hook point>/{CONFIG} and {WEIGHTS}", _is_ours, _read_ours, _write_ours),
+    "interp": Format(f"<hook point>/{CONFIG} and {WEIGHTS}", _is_ours, _read_ours, _write_ours, _OURS),
     circuit_tracer.NAME: Format(
-        "config.yaml with model_kind", circuit_tracer.is_here, circuit_tracer.read, circuit_tracer_writer.write
+        "config.yaml with model_kind",
+        circuit_tracer.is_here,
+        circuit_tracer.read,
+        circuit_tracer_writer.write,
+        circuit_tracer_writer.WRITTEN,
     ),
     gemma_scope.NAME: Format("params.npz or params.safetensors", gemma_scope.is_here, gemma_scope.read),
 }
@@ -101,8 +108,20 @@ def recognise(path: Path) -> str:
         "there are dictionaries of several formats here",
         value=f"{path}: {', '.join(found)}",
         expected="one of them",
-        remedy="name the folder of one set, or the format",
+        remedy="name the folder of one set",
     )
+
+
+def first_other(folder: Path) -> Path | None:
+    """The first file below a folder of dictionaries that is none of those that `write_dictionaries` makes.
+
+    Raises:
+        DictionaryError: it is no folder of dictionaries, or of several formats.
+    """
+    written = FORMATS[recognise(folder)].written
+    there = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    known = (written is not None and written.fullmatch(path.relative_to(folder).as_posix()) for path in there)
+    return next((path for path, ours in zip(there, known, strict=True) if not ours), None)
 
 
 def read_dictionaries(path: Path, claim: Claim, format: str | None = None) -> Loaded:
@@ -115,23 +134,33 @@ def read_dictionaries(path: Path, claim: Claim, format: str | None = None) -> Lo
         ModelMismatch: they name another model.
         DictionaryError: they are not in that format, or not for this model's places and sizes.
     """
-    if format is None:
-        format = recognise(path)
-    row = format_named(format)
-    if not row.is_here(path):
+    row = None if format is None else format_named(format)
+    found = recognise(path) if row is None or row.is_here(path) else None
+    if format not in (None, found):
+        assert row is not None
         raise DictionaryError(
             f"there are no dictionaries of the format {format} here",
-            value=str(path),
+            value=f"{path}{f', of the format {found}' if found else ''}",
             expected=row.looked_for,
             remedy="leave the format out: it is told from the files",
         )
-    return row.read(path, claim)
+    assert found is not None
+    return FORMATS[found].read(path, claim)
 
 
 def write_dictionaries(
-    loaded: Loaded, folder: Path, format: str, *, model_name: str | None = None, scan: str | None = None
+    loaded: Loaded,
+    folder: Path,
+    format: str,
+    *,
+    mlps: Sequence[str],
+    model_name: str | None = None,
+    scan: str | None = None,
 ) -> None:
     """Write dictionaries into a folder, which is made if need be.
+
+    Args:
+        mlps: all MLPs of the model, `layers.0.mlp` and so on, in execution order.
 
     Raises:
         DictionaryError: the format is only read, or cannot say what these dictionaries are.
@@ -139,7 +168,7 @@ def write_dictionaries(
     row = format_named(format)
     if row.write is None:
         raise DictionaryError("this format is only read", value=format, expected=" or ".join(writable()))
-    row.write(loaded, folder, model_name=model_name, scan=scan)
+    row.write(loaded, folder, mlps=mlps, model_name=model_name, scan=scan)
 
 
 def format_named(name: str) -> Format:

@@ -16,6 +16,7 @@ import json
 import re
 from pathlib import Path
 
+from interp.dictionaries.foreign import circuit_tracer
 from interp.dictionaries.foreign.claim import Claim
 from interp.dictionaries.foreign.layers import read_transcoder
 from interp.dictionaries.transcoder import Transcoder
@@ -29,8 +30,8 @@ _LAYOUT = f"layer_<i>/width_<w>/average_l0_<n>/{PARAMS[0]}, or layer_<i>_width_<
 
 
 def is_here(path: Path) -> bool:
-    """Whether a folder has such files, or is one."""
-    return bool(_files(path))
+    """Whether a folder has such files of its own, or is one; circuit-tracer's sets may list some that lie beside."""
+    return not circuit_tracer.is_here(path) and bool(_files(path))
 
 
 def read(path: Path, claim: Claim) -> dict[str, Transcoder]:
@@ -56,13 +57,19 @@ def read(path: Path, claim: Claim) -> dict[str, Transcoder]:
     for layer, (file,) in sorted(by_layer.items()):
         _require_transcoder(file)
         transcoder = read_transcoder(file, layer, claim, NAME, before_gain=file.suffix == ".npz")
+        if transcoder.config.activation.type != "jumprelu":
+            raise DictionaryError(
+                f"this file has no thresholds, and Gemma Scope's all have: {file}",
+                expected="a tensor threshold",
+                remedy="for a set of circuit-tracer, name the folder with its config.yaml",
+            )
         found[transcoder.config.at] = transcoder
     return found
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return [path] if path.suffix in (".npz", ".safetensors") else []
+        return [path] if path.name in PARAMS else []
     return sorted(file for name in PARAMS for file in path.rglob(name))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp.errors import DictionaryError
+
+_NOT_NPZ = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises of a file that is empty, cut short, compressed in another way or otherwise none."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """The types that a dictionary can have."""
@@ -84,7 +88,7 @@ class NpzFile:
         self.path = path
         try:
             self._file = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _NOT_NPZ as error:
             raise _unreadable(path, "npz", error) from error
         if not isinstance(self._file, np.lib.npyio.NpzFile):
             raise DictionaryError(f"this is one array and no archive of them: {path}", expected="an npz file")
@@ -95,11 +99,12 @@ class NpzFile:
     def read(self, name: str) -> Tensor:
         try:
             array = self._file[name]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _NOT_NPZ as error:
             raise _unreadable(self.path, "npz", error) from error
-        if array.dtype.kind not in "fiub":
-            raise _wrong_dtype(self.path, name, str(array.dtype))
-        return torch.from_numpy(array)
+        try:
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        except TypeError as error:
+            raise _wrong_dtype(self.path, name, str(array.dtype)) from error
 
 
 def open_tensors(path: Path) -> TensorFile:
