@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp import __version__
 from interp.circuits.edges import EdgeTable
 from interp.circuits.influence import Scores
 from interp.circuits.nodes import CONSTANTS, NodeIndex, NodeKind, cantor, cantor_inverse
 from interp.circuits.record import GraphRecord
 from interp.errors import SourceError
+from interp.version import __version__
 
 FORMAT = "interp/graph/v1"
 _FEATURE, _ERROR, _TOKEN, _LOGIT = "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interp.errors import PromptError
+from interp.errors import EngineError
 
 DEFAULT_MEMORY = 8_000_000_000
 """Bytes for one prompt."""
@@ -101,7 +101,7 @@ def spills_patterns(size: PromptSize, memory: int) -> bool:
     """Whether patterns go to disk.
 
     Raises:
-        PromptError: the prompt cannot be frozen within the budget even so.
+        EngineError: the prompt cannot be frozen within the budget even so.
     """
     if size.building + size.pattern > memory:
         raise too_large(f"a prompt of {size.n_pos} tokens", size.building + size.pattern, memory)
@@ -118,7 +118,7 @@ def plan_sweep(held: int, n_pos: int, d_model: int, n_nodes: int, batch: int, me
         batch: targets in a sweep, as the user has it.
 
     Raises:
-        PromptError: not even one target at a time fits.
+        EngineError: not even one target at a time fits.
     """
     held += _NODE * n_nodes
     free, gradient = memory - held, n_pos * d_model
@@ -133,9 +133,9 @@ def plan_sweep(held: int, n_pos: int, d_model: int, n_nodes: int, batch: int, me
     return SweepPlan(batch, chunk, keep, rows, edges=(free - _NUMBER * keep) // 2, memory=memory)
 
 
-def too_large(what: str, needed: int, memory: int) -> PromptError:
-    """The error for what does not fit."""
-    return PromptError(
+def too_large(what: str, needed: int, memory: int) -> EngineError:
+    """The error for what does not fit: no fault of the prompt's, for with more memory it can be traced."""
+    return EngineError(
         f"{what} does not fit into the memory of a prompt",
         value=f"at least {needed} bytes are needed",
         expected=f"at most {memory} bytes (trace.memory)",

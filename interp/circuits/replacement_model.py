@@ -90,7 +90,8 @@ class ReplacementModel:
             memory: bytes that the prompt may use; patterns go to disk if they are a large part of it.
 
         Raises:
-            PromptError: an empty or too long prompt, one that does not fit, or a token that the model does not know.
+            PromptError: an empty or too long prompt, or a token that the model does not know.
+            EngineError: one that does not fit into `memory`.
         """
         prompt = self.checked(torch.as_tensor(ids))
         topology, view = self.hooked.topology, self.hooked.frozen

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from errno import ENOMEM
 from math import isfinite
 
 import torch
@@ -31,7 +32,10 @@ from interp.errors import EngineError, ModelError
 logger = logging.getLogger(__name__)
 
 _NUMBERS_AT_ONCE = 2**20
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_NO_MEMORY = (
+    *("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory"),
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class RowComputer:
@@ -88,7 +92,7 @@ class RowComputer:
         """One sweep; None if there is no memory for it."""
         try:
             return self.sweeper.rows(targets, which)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not out_of_memory(error):
                 raise
             if len(which) == 1:
@@ -105,6 +109,8 @@ class RowComputer:
 def out_of_memory(error: BaseException) -> bool:
     """Whether this says that memory could not be had, on whatever device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
 

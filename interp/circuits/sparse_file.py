@@ -14,14 +14,14 @@ the header, as JSON under `interp`; it names the kinds of nodes in the order of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.circuits.edges import EdgeTable
@@ -36,10 +36,53 @@ _TOLD = (
     *("settings", "pruning", "model", "provenance", "created_ms"),
 )
 _KEY = "interp"
+_DTYPES = {
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+_PIECE = 2**20
 
 
 def write_tensors(graph: GraphRecord, path: str | Path) -> None:
     """Write the file of a graph, without a second copy of its edges in memory."""
+    with Path(path).open("wb") as file:
+        file.writelines(tensor_chunks(graph)[1])
+
+
+def tensor_chunks(graph: GraphRecord) -> tuple[int, Iterator[bytes]]:
+    """The file of a graph as its length and its bytes, piece by piece: nobody needs to hold it whole.
+
+    safetensors has no writer but into a file of its own. The format: length of the header, the header, the numbers.
+    """
+    tensors, told = _parts(graph)
+    # Wide numbers first, so that each begins at a multiple of its size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    # One key of our own: the order of several would differ from file to file.
+    header: dict[str, Any] = {
+        "__metadata__": {_KEY: json.dumps(told, ensure_ascii=False, allow_nan=False, default=dict)}
+    }
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        shape, dtype = list(tensors[name].shape), _DTYPES[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    first = len(text).to_bytes(8, "little") + text
+    return len(first) + end, chain([first], *(_pieces(tensors[name]) for name in order))
+
+
+def _pieces(tensor: Tensor) -> Iterator[bytes]:
+    numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return (numbers[start : start + _PIECE].tobytes() for start in range(0, len(numbers), _PIECE))
+
+
+def _parts(graph: GraphRecord) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its tensors, and all that is none."""
     nodes, edges = graph.nodes, graph.edges
     tensors = {
         "edges.targets": edges.targets.int(),
@@ -65,9 +108,7 @@ def write_tensors(graph: GraphRecord, path: str | Path) -> None:
         "scores": asdict(graph.scores),
         **{name: getattr(graph, name) for name in _TOLD},
     }
-    # One key: the order of several would differ from file to file.
-    header = {_KEY: json.dumps(told, ensure_ascii=False, allow_nan=False, default=dict)}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=header)
+    return tensors, told
 
 
 def record_of_tensors(path: str | Path) -> GraphRecord:

@@ -17,9 +17,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from interp import __version__
 from interp.cli.console import exit_code, print_line, report
 from interp.errors import InterpError
+from interp.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("interp.cli.run:run", "Run a study on this machine; finished stages are not run again."),

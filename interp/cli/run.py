@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,26 +21,59 @@ if TYPE_CHECKING:
     from interp.plan import Plan
     from interp.spec.study import Study
     from interp.stages.runner import RunSummary, StageSummary
-    from interp.store import Store
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="a study in YAML")]
 EngineName = Annotated[str, typer.Option("--engine", help="ray: processes of their own; inprocess: all in this one")]
 StoreUrl = Annotated[str | None, typer.Option("--store", help="another store than the study's")]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="also copy the results into this folder")]
+RetryFailed = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="trace prompts again that failed for want of memory or of a worker; those that are finished stay",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, and no progress")]
 
 _KEY_SHOWN = 12
 
 
+@dataclass(frozen=True)
+class How:
+    """How a study is run, and the command that runs it again."""
+
+    command: Sequence[str | Path]
+    engine: str = "ray"
+    store: str | None = None
+    export: Path | None = None
+    as_json: bool = False
+    retry_failed: bool = False
+
+    def again(self) -> str:
+        """The command that tries failed prompts again."""
+        options = {
+            "--engine": self.engine if self.engine != "ray" else None,
+            "--store": self.store,
+            "--out": self.export,
+        }
+        given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return shlex.join(["interp", *map(str, self.command), *given, "--retry-failed"])
+
+
 def run(
-    study: StudyFile, engine: EngineName = "ray", store: StoreUrl = None, out: OutFolder = None, as_json: AsJson = False
+    study: StudyFile,
+    engine: EngineName = "ray",
+    store: StoreUrl = None,
+    out: OutFolder = None,
+    retry_failed: RetryFailed = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a study on this machine; finished stages are not run again.
 
     A run that was interrupted goes on where it stopped: an interrupted fit from its last checkpoint, a trace with the
     prompts that are left.
     """
-    run_study_file(study, engine=engine, store=store, export=out, as_json=as_json)
+    _run(load_study(study), How(("run", study), engine, store, out, as_json, retry_failed))
 
 
 def trace(
@@ -72,6 +106,7 @@ def trace(
     engine: EngineName = "ray",
     store: StoreUrl = None,
     out: OutFolder = None,
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Trace prompts with the dictionaries of a study, which must be there already.
@@ -82,7 +117,18 @@ def trace(
         raise SpecError("--prompt and --prompts are both given", remedy="give one of them")
     wanted = tuple(prompt) if prompt else prompts
     changes = {"target": plain_target(target), "max_features": max_features, "memory": memory}
-    _run(traced_only(load_study(study), wanted, **changes), engine, store, out, as_json, fitted=True)
+    options: dict[str, Any] = {"--prompt": prompt or (), "--prompts": prompts, "--target": target}
+    options |= {"--max-features": max_features, "--memory": memory}
+    how = How(("trace", study, *_words(options)), engine, store, out, as_json, retry_failed)
+    _run(traced_only(load_study(study), wanted, **changes), how, fitted=True)
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line has them: those that are given, one for each of several values."""
+    several = {name: value if isinstance(value, list | tuple) else [value] for name, value in options.items()}
+    return [
+        word for name, values in several.items() for value in values if value is not None for word in (name, str(value))
+    ]
 
 
 def plain_target(text: str | None) -> Any:
@@ -106,32 +152,30 @@ def run_study_file(
     Raises:
         InterpError: the study is not valid, or a stage failed.
     """
-    _run(load_study(path), engine, store, export, as_json)
+    _run(load_study(path), How(("run", path), engine, store, export, as_json))
 
 
-def _run(
-    study: Study, engine: str, store_url: str | None, export: Path | None, as_json: bool, fitted: bool = False
-) -> None:
+def _run(study: Study, how: How, fitted: bool = False) -> None:
     from interp.engine import open_engine
     from interp.plan import make_plan
     from interp.stages.runner import run_plan
     from interp.store import Store
 
-    store = Store.open(store_url or study.store)
+    store = Store.open(how.store or study.store)
     plan = make_plan(study, store)
     if fitted:
         require_fitted(plan)
-    watcher = open_watcher(quiet=as_json)
+    watcher = open_watcher(quiet=how.as_json)
     try:
-        summary = run_plan(plan, store, lambda: open_engine(engine), watcher)
+        summary = run_plan(plan, store, lambda: open_engine(how.engine), watcher, retry_failed=how.retry_failed)
     finally:
         if watcher is not None:
             watcher.close()
-    exported = export_results(summary, store, export) if export else []
-    if as_json:
+    exported = export_results(summary, store, how.export) if how.export else []
+    if how.as_json:
         print_json({**asdict(summary), "exported": [str(path) for path in exported]})
     else:
-        _print_summary(summary, store, exported)
+        _print_summary(summary, exported, how)
 
 
 def traced_only(study: Study, prompts: tuple[str, ...] | str | None, **changes: Any) -> Study:
@@ -166,7 +210,7 @@ def require_fitted(plan: Plan) -> None:
         )
 
 
-def _print_summary(summary: RunSummary, store: Store, exported: list[Path]) -> None:
+def _print_summary(summary: RunSummary, exported: list[Path], how: How) -> None:
     rows = [
         (
             stage.stage,
@@ -184,6 +228,11 @@ def _print_summary(summary: RunSummary, store: Store, exported: list[Path]) -> N
         print_line(f"  {stage.stage:<9} {stage.url}  ({_LOOK.get(stage.stage, '')})")
     for path in exported:
         print_line(f"  copied to {path}")
+    for stage in summary.stages:
+        if count := stage.figures.get("retry"):
+            prompts = "1 prompt" if count == 1 else f"{count} prompts"
+            print_line(f"{prompts} failed by no fault of their own (failed.jsonl has the reasons, with retry: true).")
+            print_line(f"To try them again, and no other:\n  {how.again()}")
 
 
 def _print_top_features(features: Sequence[Mapping[str, Any]]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
@@ -92,11 +93,13 @@ class Engine(Protocol):
         max_actors: int = 1,
         retries: int = 2,
         device: Device = "cpu",
+        again: Callable[[T], T] | None = None,
     ) -> Generator[Outcome[R]]:
         """One outcome for each item, as they come.
 
         An error of one item never stops the others. A worker that dies is replaced and its item tried again, at most
-        `retries` times more; then the item's outcome is an error. What `worker.start()` raises is raised here.
+        `retries` times more; then the item's outcome is an error. `again` makes of such an item what is tried instead,
+        such as the same with less memory. What `worker.start()` raises is raised here.
 
         The pool begins with `min_actors` and grows while items wait and there is room, up to `max_actors` or, on one
         machine, to one for each core (or GPU). An actor that finds no room stops no other.
@@ -123,7 +126,7 @@ def attempt(work: Callable[[T], R], index: int, item: T) -> Outcome[R]:
     try:
         value = work(item)
     except InterpError as understood:
-        error = understood
+        error = without_frames(understood)
     except Exception as unexpected:  # noqa: BLE001 - it becomes a value, with its traceback, and is reported as such
         error = EngineError(
             f"unexpected {type(unexpected).__name__}: {unexpected}",
@@ -131,3 +134,16 @@ def attempt(work: Callable[[T], R], index: int, item: T) -> Outcome[R]:
             remedy="this is a defect, or the machine has too little memory for this item",
         )
     return Outcome(index, value, error, time.perf_counter() - started)
+
+
+def without_frames(error: E) -> E:
+    """The error, and those that it came from, without their tracebacks: these hold all that the work had in memory."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        each = todo.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            todo += [each.__cause__, each.__context__]
+    return error

@@ -45,9 +45,16 @@ class LazyEngine:
         max_actors: int = 1,
         retries: int = 2,
         device: Device = "cpu",
+        again: Callable[[T], T] | None = None,
     ) -> Generator[Outcome[R]]:
         return self._open().pool(
-            worker, items, min_actors=min_actors, max_actors=max_actors, retries=retries, device=device
+            worker,
+            items,
+            min_actors=min_actors,
+            max_actors=max_actors,
+            retries=retries,
+            device=device,
+            again=again,
         )
 
     def fit(self, job: FitJob, progress: Progress) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec, attempt
 from interp.engine.job import FitJob
@@ -36,6 +36,7 @@ class InProcess:
         max_actors: int = 1,
         retries: int = 2,
         device: Device = "cpu",
+        again: Callable[[T], T] | None = None,
     ) -> Generator[Outcome[R]]:
         work = worker.start()
         for index, item in enumerate(items):

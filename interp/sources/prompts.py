@@ -7,7 +7,7 @@ the results and stops no other. What is wrong with the whole file (not there, no
 Indices count the rows of the file, blank lines of .jsonl apart; files of a folder are in the order of their names. An
 id is `p<index>-<hash of the text>`, and of a file of a folder `<its name>-<hash of name and text>`: it stays the same
 when others are added behind, and tells two prompts apart. A newline at the end of a line or of a file is not part of
-the prompt.
+the prompt, nor is the byte order mark that some editors begin a file with.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,7 +124,7 @@ def _rows(source: str, column: str, wanted: Sequence[str]) -> list[_Row]:
     with explained(source), fsspec.open(source, "rb", compression=compression) as stream:
         if kind == "parquet":
             return _parquet_rows(stream, column, wanted, source)
-        content = stream.read()
+        content = stream.read().removeprefix(BOM_UTF8)
     return list(_jsonl_rows(content, column, wanted) if kind == "jsonl" else _text_rows(content))
 
 
@@ -139,6 +140,7 @@ def _require_columns(source: str, wanted: Sequence[str]) -> None:
 
 def _whole_text(content: bytes) -> tuple[str, str | None]:
     """A file as one prompt, without the newline at its end."""
+    content = content.removeprefix(BOM_UTF8)
     return _decoded(content.removesuffix(b"\n").removesuffix(b"\r") if content.endswith(b"\n") else content)
 
 

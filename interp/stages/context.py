@@ -19,13 +19,18 @@ def no_progress(step: str, /, **figures: Any) -> None:
 
 @dataclass(frozen=True)
 class StageContext:
-    """The study, the stage of its plan that runs, and what it runs on."""
+    """The study, the stage of its plan that runs, and what it runs on.
+
+    Attributes:
+        earlier: the artifact that is made anew; what is finished in it need not be computed again.
+    """
 
     study: Study
     stage: PlannedStage
     engine: Engine
     store: Store
     progress: Progress = no_progress
+    earlier: Artifact | None = None
 
 
 class StageModule(Protocol):

@@ -46,7 +46,7 @@ def _trace(artifact: Artifact) -> dict[str, Any]:
 
 def _place_in_trace(name: str) -> tuple[bool, int]:
     """What one looks for first, first."""
-    first = ("prompts", "graphs", "failed", "residual", "replacement_score", "completeness_score")
+    first = ("prompts", "graphs", "failed", "retry", "residual", "replacement_score", "completeness_score")
     return (name not in first, first.index(name) if name in first else 0)
 
 

@@ -18,6 +18,7 @@ from interp.errors import EngineError
 from interp.stages import load_stage
 from interp.stages.context import StageContext
 from interp.stages.headlines import headline
+from interp.stages.trace_earlier import failures_to_retry
 
 if TYPE_CHECKING:
     from interp.engine.base import Engine
@@ -84,9 +85,18 @@ class NobodyWatches:
 
 
 def run_plan(
-    plan: Plan, store: Store, engine_factory: Callable[[], Engine], progress: Watcher | None = None
+    plan: Plan,
+    store: Store,
+    engine_factory: Callable[[], Engine],
+    progress: Watcher | None = None,
+    *,
+    retry_failed: bool = False,
 ) -> RunSummary:
     """Make every artifact of a plan that the store does not have.
+
+    Args:
+        retry_failed: also make a trace anew of which prompts failed for reasons that are not their own; those alone
+            are traced, and the artifact that is there stays until the new one takes its place.
 
     Raises:
         InterpError: what a stage raised; the stages before it are finished, and its own work up to here is kept.
@@ -95,7 +105,7 @@ def run_plan(
     started, summaries = time.monotonic(), []
     with LazyEngine(lambda: _that_sees(store, engine_factory())) as engine:
         for stage in plan.stages:
-            summaries.append(_run_stage(plan, stage, store, engine, watcher))
+            summaries.append(_run_stage(plan, stage, store, engine, watcher, retry_failed))
             watcher.ended(summaries[-1])
     return RunSummary(tuple(summaries), time.monotonic() - started)
 
@@ -112,10 +122,13 @@ def _that_sees(store: Store, engine: Engine) -> Engine:
     return engine
 
 
-def _run_stage(plan: Plan, stage: PlannedStage, store: Store, engine: Engine, watcher: Watcher) -> StageSummary:
+def _run_stage(
+    plan: Plan, stage: PlannedStage, store: Store, engine: Engine, watcher: Watcher, retry_failed: bool
+) -> StageSummary:
     # Not `stage.cached`: that was when the plan was made, and another driver may have finished it since.
-    if store.has(stage.stage, stage.key):
-        return _summary(store.get(stage.stage, stage.key), cached=True, seconds=0.0)
+    earlier = store.get(stage.stage, stage.key) if store.has(stage.stage, stage.key) else None
+    if earlier is not None and not (retry_failed and failures_to_retry(earlier)):
+        return _summary(earlier, cached=True, seconds=0.0)
     watcher.began(stage)
     started = time.monotonic()
     context = StageContext(
@@ -124,9 +137,10 @@ def _run_stage(plan: Plan, stage: PlannedStage, store: Store, engine: Engine, wa
         engine,
         store,
         lambda step, /, **figures: watcher.progressed(stage, step, figures),
+        earlier,
     )
     inputs = {role: store.get(*place) for role, place in stage.input_artifacts().items()}
-    with store.create(stage.stage, stage.key, spec=stage.spec, inputs=stage.inputs) as out:
+    with store.create(stage.stage, stage.key, spec=stage.spec, inputs=stage.inputs, replaces=earlier) as out:
         load_stage(stage.stage).run(context, inputs, out)
     return _summary(store.get(stage.stage, stage.key), cached=False, seconds=time.monotonic() - started)
 

@@ -5,7 +5,7 @@
     faithfulness/<slug>.json    predicted and measured effects, when the study asks
     graph-metadata.json         {"graphs": [metadata, ...]}: what the page lists
     index.parquet, .jsonl       one row a prompt, in the order of the prompts; of one that failed, with its reason
-    failed.jsonl                the prompts that failed
+    failed.jsonl                the prompts that failed, and which of them could be tried again
     features.parquet            features over all graphs, before pruning: influence, prompts, activations, top prompts
     layers.json                 mean influence of each layer's features and errors, and of the tokens
     summary.json                how many, their means, and the features of the greatest influence
@@ -13,7 +13,8 @@
 An actor leaves each graph in the scratch as soon as it is finished (`interp.stages.trace_worker`), so a run that was
 killed does no prompt twice. A prompt that cannot be traced becomes a row and stops no other. Only when not one prompt
 could be traced, and for reasons that are not the prompts' own, is the stage a failure: such a result must not count as
-done. Graphs pass through the driver one file at a time, however many there are.
+done. Where some failed for such reasons, the artifact can be made anew with all the rest taken over
+(`interp.stages.trace_earlier`). Graphs pass through the driver one file at a time, however many there are.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from contextlib import closing
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from interp import __version__
 from interp.errors import EngineError, InterpError, PromptError, SpecError, StoreError
 from interp.plan.versions import VERSIONS
 from interp.sources.prompts import Prompt
 from interp.stages.context import StageContext
 from interp.stages.dictionary_sets import dictionary_set
+from interp.stages.trace_earlier import Finished, can_be_retried
 from interp.stages.trace_index import COLUMNS, write_index
+from interp.stages.trace_memory import Smaller, smaller
 from interp.stages.trace_worker import (
     TraceWorker,
     faithfulness_name,
@@ -43,9 +45,11 @@ from interp.stages.trace_worker import (
     sums_name,
     tensors_name,
 )
+from interp.version import __version__
 
 if TYPE_CHECKING:
     from interp.circuits.aggregate import FeatureSums
+    from interp.spec.trace import TraceSpec
     from interp.store import Artifact, Scratch, Writer
 
 VERSION = VERSIONS["trace"]
@@ -65,16 +69,17 @@ def run(context: StageContext, inputs: Mapping[str, Artifact], out: Writer) -> N
         EngineError: every prompt failed, and not because of what it says.
     """
     prompts = [Prompt(index, **said) for index, said in enumerate(context.stage.spec["prompts"])]
-    rows = _Rows(prompts, out.scratch)
+    finished = Finished(out.scratch, context.earlier)
+    rows = _Rows(prompts, finished)
     worker = _worker(context, inputs, out.scratch)
     todo = [prompt for prompt in prompts if prompt.id not in rows.done]
     _trace_all(context, worker, todo, rows)
     _require_some(rows)
-    finished = [row for row in rows.in_order() if row["status"] == "ok"]
-    slugs = [row["slug"] for row in finished]
-    _keep_all(slugs, worker, out)
-    out.write_json("graph-metadata.json", {"graphs": [row["metadata"] for row in finished]})
-    write_index(rows.in_order(), _sums(slugs, out.scratch), out)
+    fine = [row for row in rows.in_order() if row["status"] == "ok"]
+    slugs = [row["slug"] for row in fine]
+    _keep_all(slugs, worker.spec, finished, out, any(row.get("retry") for row in rows.in_order()))
+    out.write_json("graph-metadata.json", {"graphs": [row["metadata"] for row in fine]})
+    write_index(rows.in_order(), _sums(slugs, finished), out)
 
 
 def _worker(context: StageContext, inputs: Mapping[str, Artifact], scratch: Scratch) -> TraceWorker:
@@ -95,13 +100,14 @@ def _worker(context: StageContext, inputs: Mapping[str, Artifact], scratch: Scra
 
 
 class _Rows:
-    """The row of every prompt that has its fate, by id; those of graphs that were finished before are read back."""
+    """The row of every prompt that has its fate, by id; those that were finished before are read back."""
 
-    def __init__(self, prompts: Sequence[Prompt], scratch: Scratch):
-        self.prompts = prompts
+    def __init__(self, prompts: Sequence[Prompt], finished: Finished):
+        self.prompts, scratch = prompts, finished.scratch
         self.done: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, InterpError] = {}
-        there = set(scratch.list("rows/"))
+        there, earlier = set(scratch.list("rows/")), finished.earlier_rows()
+        self.done |= {prompt.id: earlier[prompt.id] for prompt in prompts if prompt.id in earlier}
         fine = [prompt for prompt in prompts if prompt.error is None and row_name(prompt.id) in there]
         with ThreadPoolExecutor(_AT_ONCE) as side_by_side:
             found = side_by_side.map(lambda prompt: scratch.json(row_name(prompt.id)), fine)
@@ -119,7 +125,12 @@ class _Rows:
             "prompt": shown(prompt.text),
             "status": "failed",
             "reason": str(error),
+            "retry": can_be_retried(error),
         }
+
+    @property
+    def n_failed(self) -> int:
+        return sum(row["status"] == "failed" for row in self.done.values())
 
     def in_order(self) -> list[dict[str, Any]]:
         return [self.done[prompt.id] for prompt in self.prompts]
@@ -130,12 +141,13 @@ def _trace_all(context: StageContext, worker: TraceWorker, todo: Sequence[Prompt
         return
     actors = worker.spec.actors
     most = min(actors.max, len(todo))
+    items: Sequence[Prompt | Smaller] = todo
     outcomes = context.engine.pool(
-        worker, todo, min_actors=min(actors.min, most), max_actors=most, device=context.study.fit.device
+        worker, items, min_actors=min(actors.min, most), max_actors=most, device=context.study.fit.device, again=smaller
     )
     rate = RecentRate()
     figures: dict[str, Any] = {"total": len(rows.prompts), "unit": "prompts"}
-    context.progress("trace", done=len(rows.done), failed=len(rows.errors), **figures)
+    context.progress("trace", done=len(rows.done), failed=rows.n_failed, **figures)
     with closing(outcomes):
         for outcome in outcomes:
             prompt = todo[outcome.index]
@@ -145,7 +157,7 @@ def _trace_all(context: StageContext, worker: TraceWorker, todo: Sequence[Prompt
             else:
                 rows.done[prompt.id] = outcome.value
             figures |= {"rate": rate.at(len(rows.done)), "actors": outcome.actors}
-            context.progress("trace", done=len(rows.done), failed=len(rows.errors), **figures)
+            context.progress("trace", done=len(rows.done), failed=rows.n_failed, **figures)
 
 
 class RecentRate:
@@ -172,16 +184,17 @@ def _require_some(rows: _Rows) -> None:
         raise others[0]
 
 
-def _keep_all(slugs: Sequence[str], worker: TraceWorker, out: Writer) -> None:
-    """Copy what there is of the prompts from the scratch into the artifact."""
+def _keep_all(slugs: Sequence[str], spec: TraceSpec, finished: Finished, out: Writer, sums: bool) -> None:
+    """Copy what there is of the prompts into the artifact; `sums` too where it may be made anew."""
     folder = out.path_hint  # made here, once
 
     def keep(slug: str) -> None:
         names = [graph_name(slug)]
-        names += [tensors_name(slug)] if worker.spec.adjacency != "none" else []
-        names += [faithfulness_name(slug)] if worker.spec.faithfulness is not None else []
+        names += [tensors_name(slug)] if spec.adjacency != "none" else []
+        names += [faithfulness_name(slug)] if spec.faithfulness is not None else []
+        names += [sums_name(slug)] if sums else []
         for name in names:
-            if not out.scratch.fetch(name, folder / name):
+            if not finished.fetch(name, folder / name):
                 raise _torn(slug, out.scratch)
             out.put(folder / name, name, move=True)
 
@@ -189,15 +202,15 @@ def _keep_all(slugs: Sequence[str], worker: TraceWorker, out: Writer) -> None:
         deque(side_by_side.map(keep, slugs), maxlen=0)
 
 
-def _sums(slugs: Sequence[str], scratch: Scratch) -> FeatureSums | None:
+def _sums(slugs: Sequence[str], finished: Finished) -> FeatureSums | None:
     """What all graphs say together, read one at a time; None when there is no graph."""
     from interp.circuits.aggregate import FeatureSums, merged
 
     def parts() -> Iterator[FeatureSums]:
         for slug in slugs:
-            data = scratch.read(sums_name(slug))
+            data = finished.read(sums_name(slug))
             if data is None:
-                raise _torn(slug, scratch)
+                raise _torn(slug, finished.scratch)
             yield FeatureSums.from_bytes(data)
 
     return merged(parts()) if slugs else None

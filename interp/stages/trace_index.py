@@ -30,13 +30,20 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "completeness_score": pa.float64(),
     "faithfulness_slope": pa.float64(),
     "faithfulness_r2": pa.float64(),
+    "faithfulness_slope_readout": pa.float64(),
+    "faithfulness_r2_readout": pa.float64(),
+    "faithfulness_slope_frozen": pa.float64(),
+    "faithfulness_r2_frozen": pa.float64(),
     "seconds": pa.float64(),
     "status": pa.string(),
     "reason": pa.string(),
+    "retry": pa.bool_(),
 }
 """Of the index. `target` is the token that was cut off, or the first of the targets; only tokens have a probability.
 Nodes, edges and features are those of the pruned graph; `n_active` counts the features before the cap and the pruning,
-and the scores, the residual and faithfulness are of the graph before pruning."""
+and the scores, the residual and faithfulness (in the model, by the graph's own read-outs and in the frozen replacement
+model: `interp.circuits.faithfulness`) are of the graph before pruning. `retry` says of a prompt that failed that it was
+not its own fault (`interp.stages.trace_earlier`)."""
 
 FEATURE_COLUMNS: Mapping[str, pa.DataType] = {
     "layer": pa.int64(),
@@ -55,8 +62,9 @@ FEATURE_COLUMNS: Mapping[str, pa.DataType] = {
 TOP_FEATURES = 10
 """Features that the summary names."""
 
+_FAILED = ("slug", "prompt", "reason", "retry")
 _MEANS = ("n_nodes", "n_edges", "replacement_score", "completeness_score", "seconds")
-_MEANS_IF_ANY = ("target_probability", "faithfulness_slope", "faithfulness_r2")
+_MEANS_IF_ANY = ("target_probability", *(name for name in COLUMNS if name.startswith("faithfulness_")))
 
 
 def write_index(rows: Sequence[Mapping[str, Any]], sums: FeatureSums | None, out: Writer) -> None:
@@ -66,13 +74,11 @@ def write_index(rows: Sequence[Mapping[str, Any]], sums: FeatureSums | None, out
         rows: of every prompt, in order.
         sums: of all graphs; None if there is none.
     """
-    told = [{name: row.get(name) for name in COLUMNS} for row in rows]
+    told = [{**{name: row.get(name) for name in COLUMNS}, "retry": bool(row.get("retry"))} for row in rows]
     out.write("index.parquet", _parquet({name: [row[name] for row in told] for name in COLUMNS}, COLUMNS))
     out.write("index.jsonl", _json_lines(told))
     failed = [row for row in told if row["status"] == "failed"]
-    out.write(
-        "failed.jsonl", _json_lines([{name: row[name] for name in ("slug", "prompt", "reason")} for row in failed])
-    )
+    out.write("failed.jsonl", _json_lines([{name: row[name] for name in _FAILED} for row in failed]))
     summary = summary_of(told)
     if sums is not None:
         out.write("features.parquet", _parquet(sums.columns(), FEATURE_COLUMNS))
@@ -82,9 +88,10 @@ def write_index(rows: Sequence[Mapping[str, Any]], sums: FeatureSums | None, out
 
 
 def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many prompts became graphs, the worst residual, and the means of the rest."""
+    """How many prompts became graphs, which of the others could be tried again, the worst residual, and means."""
     fine = [row for row in rows if row["status"] == "ok"]
     summary: dict[str, Any] = {"prompts": len(rows), "graphs": len(fine), "failed": len(rows) - len(fine)}
+    summary["retry"] = sum(row["retry"] for row in rows)
     if fine:
         summary |= {"residual": max(row["residual"] for row in fine)}
         summary |= {name: fmean(row[name] for row in fine) for name in _MEANS}

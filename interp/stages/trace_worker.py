@@ -9,20 +9,20 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import DictionaryError, ModelError, PromptError
 from interp.sources.prompts import Prompt
 from interp.stages.dictionary_sets import DictionarySet
+from interp.stages.trace_memory import Smaller, within_memory
 
 if TYPE_CHECKING:
     from interp.circuits.attribution import AttributionComputer, AttributionEdges
     from interp.circuits.graph import AttributionGraph
+    from interp.circuits.replacement_model import ReplacementModel
     from interp.circuits.replacements import Transcoders
     from interp.circuits.state import ReplacementState
     from interp.dictionaries import Dictionary
@@ -44,10 +44,9 @@ class TraceWorker:
     provenance: Mapping[str, str]
     device: Device = "auto"
 
-    def start(self) -> Callable[[Prompt], dict[str, Any]]:
+    def start(self) -> Callable[[Prompt | Smaller], dict[str, Any]]:
         import torch
 
-        from interp.circuits.attribution import AttributionComputer
         from interp.circuits.replacement_model import ReplacementModel
         from interp.models.loading import load_model
         from interp.wrapper import HookedModel
@@ -60,16 +59,19 @@ class TraceWorker:
         replacement = ReplacementModel(
             hooked, transcoders, mlp=self.transcoders.mlp, bos=spec.bos, max_tokens=spec.max_tokens
         )
-        computer = AttributionComputer(
-            replacement,
-            target=spec.target,
-            max_features=spec.max_features,
-            logits=spec.logits,
-            batch=spec.batch,
-            memory=spec.memory,
-        )
         provenance = {**self.provenance, "model_fingerprint": hooked.fingerprint}
-        return lambda prompt: self._trace(prompt, computer, provenance)
+        return lambda item: self._within_memory(item, replacement, provenance)
+
+    def _within_memory(
+        self, item: Prompt | Smaller, rm: ReplacementModel, provenance: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """A prompt, with as much of its budget as there is memory for."""
+        prompt, halvings = (item.prompt, item.halvings) if isinstance(item, Smaller) else (item, 0)
+        return within_memory(
+            self.spec,
+            halvings,
+            lambda spec: replace(self, spec=spec)._trace(prompt, _computer(rm, spec), provenance),
+        )
 
     def _trace(self, prompt: Prompt, computer: AttributionComputer, provenance: Mapping[str, str]) -> dict[str, Any]:
         from interp.circuits.graph import AttributionGraph
@@ -94,13 +96,13 @@ class TraceWorker:
 
     def _keep(self, whole: AttributionGraph, graph: AttributionGraph) -> None:
         from interp.circuits.aggregate import FeatureSums
+        from interp.circuits.sparse_file import tensor_chunks
 
         self.scratch.write(graph_name(graph.slug), graph.to_bytes())
         if self.spec.adjacency != "none":
             chosen = whole if self.spec.adjacency == "full" else graph
-            with tempfile.TemporaryDirectory() as folder:
-                chosen.save(path := Path(folder) / "graph.safetensors")
-                self.scratch.put(path, tensors_name(graph.slug))
+            # Straight into the scratch: a worker that is killed here leaves no file of gigabytes in /tmp.
+            self.scratch.write_chunks(tensors_name(graph.slug), *tensor_chunks(chosen))
         self.scratch.write(sums_name(graph.slug), FeatureSums.of(whole).to_bytes())
 
     def _faithfulness(
@@ -113,7 +115,27 @@ class TraceWorker:
 
         found = faithfulness(computer.rm, state, edges, self.spec.faithfulness)
         self.scratch.write_json(faithfulness_name(slug), found.to_json())
-        return {"faithfulness_slope": found.slope, "faithfulness_r2": found.r2}
+        return {
+            "faithfulness_slope": found.slope,
+            "faithfulness_r2": found.r2,
+            "faithfulness_slope_readout": found.slope_readout,
+            "faithfulness_r2_readout": found.r2_readout,
+            "faithfulness_slope_frozen": found.slope_frozen,
+            "faithfulness_r2_frozen": found.r2_frozen,
+        }
+
+
+def _computer(rm: ReplacementModel, spec: TraceSpec) -> AttributionComputer:
+    from interp.circuits.attribution import AttributionComputer
+
+    return AttributionComputer(
+        rm,
+        target=spec.target,
+        max_features=spec.max_features,
+        logits=spec.logits,
+        batch=spec.batch,
+        memory=spec.memory,
+    )
 
 
 def row_of(graph: AttributionGraph, last_token: int | None) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _unlisted(backend: Backend, place: Place, state: State) -> Entry | None:
 def _remnants(backend: Backend, place: Place, older_than: float) -> list[Stat]:
     """What a writer that had lost its lock left beside a finished artifact."""
     data = backend.read(place.manifest)
-    if data is None:
+    if data is None or holder(backend, place):  # one that is made anew has its writer's files beside it
         return []
     manifest = Manifest.from_bytes(data, place)
     named = {manifest.path(name) for name in manifest.files}

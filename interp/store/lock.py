@@ -133,12 +133,12 @@ class Lock:
             logger.warning("the writer of %s has lost its lock: %s", self._place, self._lost)
 
 
-def acquire(backend: Backend, place: Place, ttl: float) -> Lock:
-    """Takes the lock, or raises LockHeld saying who has it."""
+def acquire(backend: Backend, place: Place, ttl: float, *, after: int = 0) -> Lock:
+    """Takes the lock, or raises LockHeld saying who has it. Attempts up to `after` have been: their files are there."""
     latest = _latest(backend, place)
     if latest and _is_live(backend, place, latest):
         raise _held(backend, place, latest)
-    record = LockRecord.mine(latest + 1, ttl)
+    record = LockRecord.mine(max(latest, after) + 1, ttl)
     if not backend.create(place.lock(record.generation), record.to_bytes()):
         raise _held(backend, place, record.generation)
     # Only if the artifact was finished or removed since we looked can there be others now.

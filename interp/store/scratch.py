@@ -55,6 +55,10 @@ class Scratch:
     def write_json(self, name: str, obj: object) -> None:
         self.write(name, to_json_bytes(obj, f"{name} in the scratch of {self.place}"))
 
+    def write_chunks(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
+        """What is never whole in memory: `size` bytes in all."""
+        self.store.backend.write_stream(self._path(name), _sealed(chunks), size + _SEAL)
+
     def put(self, local_path: str | os.PathLike[str], name: str) -> None:
         """Copies a local file of any size."""
         source = Path(local_path)

@@ -113,6 +113,7 @@ class Store:
         provenance: Mapping[str, Any] | None = None,
         ttl: float = DEFAULT_TTL,
         wait: float = 0.0,
+        replaces: Artifact | None = None,
     ) -> Writer:
         """A writer, to be used in a `with` block, which takes the lock.
 
@@ -120,6 +121,7 @@ class Store:
             ttl: seconds without a heartbeat after which another writer may take over; 2 or more.
             wait: seconds to wait for another writer to fail or to be taken for dead. After a driver was killed on
                 another machine, its lock is in the way for up to its `ttl`.
+            replaces: a finished artifact of this key, to be made anew; it stays until the new one takes its place.
 
         Raises:
             LockHeld: (on entering) another writer is still at work, or has finished: `has` tells which.
@@ -135,6 +137,7 @@ class Store:
             provenance=provenance,
             ttl=ttl,
             wait=wait,
+            replaces=None if replaces is None else replaces.manifest,
         )
 
     def scratch(self, stage: str, key: str) -> Scratch:

@@ -10,6 +10,10 @@ Two writers of one key cannot corrupt it: they write into different folders, the
 be created once, and nobody removes another attempt's files before a manifest exists. A second writer that gets so
 far finds the manifest, drops its own files with a warning, and its `committed` is False: keys are hashes of all that
 decides the content, so what is there is what it would have made. One that finds out earlier gets `LockHeld`.
+
+An artifact in which something is missing can be made anew (`Store.create(..., replaces=...)`): by an attempt of a
+higher number, so in a folder of its own. The old manifest, and all that it names, stays until the new one takes its
+place in one step, and only if it is still the one that was to be replaced.
 """
 
 from __future__ import annotations
@@ -60,11 +64,13 @@ class Writer:
         provenance: Mapping[str, Any] | None,
         ttl: float,
         wait: float,
+        replaces: Manifest | None = None,
     ) -> None:
         self.scratch = scratch
         self.committed = False
         self._backend, self._place, self._ttl, self._wait = backend, place, ttl, wait
         self._spec, self._inputs, self._given = dict(spec), dict(inputs), dict(provenance or {})
+        self._replaces, self._old = replaces, b""
         self._files: dict[str, FileRecord] = {}
         self._guard = threading.Lock()
         self._lock: Lock | None = None
@@ -185,6 +191,7 @@ class Writer:
         for what, part in (("spec", self._spec), ("inputs", self._inputs), ("provenance", self._given)):
             to_json_bytes(part, f"the {what} of {self._place}")
         self._started, self._pid = now(), os.getpid()
+        self._old = self._to_replace()
         lock = self._acquire()
         try:
             # Again under the lock: it may have been finished, and its locks removed, between the two looks.
@@ -215,15 +222,21 @@ class Writer:
         while True:
             self._refuse_finished()
             try:
-                return acquire(self._backend, self._place, self._ttl)
+                after = 0 if self._replaces is None else self._replaces.attempt
+                return acquire(self._backend, self._place, self._ttl, after=after)
             except LockHeld as error:
                 if time.monotonic() >= deadline:
                     raise
                 logger.info("waiting for up to %.0f s: %s (%s)", self._wait, error.what, error.value)
                 time.sleep(min(5.0, self._ttl / 10))
 
+    def _to_replace(self) -> bytes:
+        """The manifest that is to be replaced, as it is in the store; nothing where it is another one by now."""
+        data = b"" if self._replaces is None else self._backend.read(self._place.manifest) or b""
+        return data if data and Manifest.from_bytes(data, self._place) == self._replaces else b""
+
     def _refuse_finished(self) -> None:
-        if self._backend.stat(self._place.manifest) is not None:
+        if self._finished() is not None:
             raise LockHeld(
                 f"{self._place} is finished already",
                 expected="an artifact that is still to be made",
@@ -251,10 +264,17 @@ class Writer:
         )
         # If the store does not answer now, the manifest may have arrived all the same: its files must stay.
         self._files_may_go = False
-        self.committed = self._backend.create(self._place.manifest, manifest.to_bytes())
+        path, data = self._place.manifest, manifest.to_bytes()
+        self.committed = self._backend.swap(path, self._old, data) if self._old else self._backend.create(path, data)
         if not self.committed:
             self._files_may_go = True
-            self._drop_if_finished(lock)
+            if not self._drop_if_finished(lock):
+                raise StoreError(f"{self._place} was removed while it was made anew", remedy="run again")
+
+    def _finished(self) -> bytes | None:
+        """The manifest, if there is one that this writer is not to replace."""
+        data = self._backend.read(self._place.manifest)
+        return None if data is None or (self._old and data == self._old) else data
 
     def _confirm_files(self) -> None:
         """Every file is where it was put, and as long. Content is checked when it is read."""
@@ -270,7 +290,7 @@ class Writer:
                 )
 
     def _drop_if_finished(self, lock: Lock) -> bool:
-        data = self._backend.read(self._place.manifest)
+        data = self._finished()
         if data is None:
             return False
         logger.warning("%s was finished by another writer meanwhile; what this one made is dropped", self._place)

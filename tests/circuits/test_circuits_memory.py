@@ -23,7 +23,7 @@ from interp.circuits.replacement_model import ReplacementModel
 from interp.circuits.rows import RowStore, out_of_memory
 from interp.circuits.spill import Spill, SpilledTensor
 from interp.circuits.sweep import Sweeper
-from interp.errors import EngineError, PromptError, SpecError
+from interp.errors import EngineError, SpecError
 
 T = TypeVar("T")
 SOME = ["llama", "gemma2", "gpt_neox", "split_llama_mlp"]
@@ -39,7 +39,7 @@ def with_least_memory(run: Callable[[int], T]) -> T:
     while True:
         try:
             return run(memory)
-        except PromptError as error:
+        except EngineError as error:
             needed = int(re.search(r"(\d+) bytes are needed", str(error)).group(1))  # type: ignore[union-attr]
             assert needed > memory
             memory = max(needed, memory * 5 // 4)
@@ -90,10 +90,10 @@ def test_patterns_lie_on_disk_when_they_are_a_large_part_of_the_budget() -> None
 
 def test_what_does_not_fit_is_an_error_that_names_bytes_and_remedy() -> None:
     rm = cases.replacement_model("llama", "relu")
-    with pytest.raises(PromptError, match=r"9 tokens does not fit[\s\S]*bytes are needed[\s\S]*at most 1000 bytes"):
+    with pytest.raises(EngineError, match=r"9 tokens does not fit[\s\S]*bytes are needed[\s\S]*at most 1000 bytes"):
         rm.build(cases.prompt(9), memory=1000)
     state = rm.build(cases.prompt(9))
-    with pytest.raises(PromptError, match=r"does not fit[\s\S]*trace.memory, lower trace.max_features"):
+    with pytest.raises(EngineError, match=r"does not fit[\s\S]*trace.memory, lower trace.max_features"):
         AttributionComputer(rm, memory=1000).compute_full_graph(state)
     with pytest.raises(SpecError, match="memory must be at least 1"):
         AttributionComputer(rm, memory=0)
@@ -109,7 +109,7 @@ def test_a_graph_with_too_many_edges_is_an_error() -> None:
         return AttributionComputer(rm, max_features=5, memory=memory).compute_full_graph(state)
 
     with_least_memory(compute)
-    with pytest.raises(PromptError, match="the graph does not fit"):
+    with pytest.raises(EngineError, match="the graph does not fit"):
         AttributionComputer(rm, max_features=None, memory=least[-1]).compute_full_graph(state)
 
 
@@ -134,7 +134,7 @@ def test_patterns_of_a_long_prompt_go_to_disk_and_those_of_a_short_one_do_not() 
     assert spills_patterns(long, 8_000_000_000)
     assert not spills_patterns(long, 64_000_000_000)
     assert not spills_patterns(PromptSize(24, 64, 1024, 16, 0, 4), 8_000_000_000)
-    with pytest.raises(PromptError, match="2048 tokens does not fit"):
+    with pytest.raises(EngineError, match="2048 tokens does not fit"):
         spills_patterns(long, 1_000_000_000)
 
 
@@ -217,7 +217,23 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.M
     fail_above(0, RuntimeError("shapes do not fit"), monkeypatch)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         traced(cases.replacement_model("llama"))
-    assert out_of_memory(MemoryError()) and not out_of_memory(ValueError("out of memory"))
+    assert not out_of_memory(ValueError("out of memory")) and not out_of_memory(OSError(errno.ENOSPC, "No space left"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("unable to mmap 64 bytes: Cannot allocate memory (12)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_has_many_names(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert out_of_memory(error)
+    tried = fail_above(5, error, monkeypatch)
+    traced(cases.replacement_model("llama", "relu"), max_features=40)
+    assert max(tried) > 5
 
 
 def fail_above(most: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -215,3 +216,71 @@ def test_a_wrong_s3_secret_is_a_clear_error_without_the_secret(folder: Path, s3_
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "AWS_" in done.stderr and secret not in done.stderr + done.stdout and "Traceback" not in done.stderr
+
+
+def test_failures_that_can_be_tried_again_are_said_with_the_command_that_does_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(folder, "borrowed", dictionaries=[{"name": "mlp", "from": str(make_transcoders(folder))}])
+    long = "it's " + "self" * 40
+    command = ["trace", study, "--prompt", "import os", "--prompt", long, "--prompt", "", "--max-features", 20]
+    where = ["--engine", "inprocess", "--store", tmp_path / "store", "--out", tmp_path / "out"]
+    code, text, _ = interp(capsys, *command, "--memory", "600K", *where)
+    assert code == 0 and "1 prompt failed by no fault of their own" in text
+    (again,) = [line.strip() for line in text.splitlines() if line.endswith("--retry-failed")]
+    said = shlex.split(again)
+    given = [str(word) for word in (*command, "--memory", "600K", *where, "--retry-failed")]
+    assert said[:2] == ["interp", "trace"] and sorted(said[1:]) == sorted(given)
+    failed = [json.loads(line) for line in (tmp_path / "out/graphs/failed.jsonl").read_text().splitlines()]
+    assert [row["retry"] for row in failed] == [True, False]
+    assert not (tmp_path / "out/graphs/sums").exists()
+
+    code, text, _ = interp(capsys, *command, "--memory", "1G", *where)
+    assert "cached" in text and "--retry-failed" in text
+    code, text, _ = interp(capsys, *command, "--memory", "1G", *where, "--retry-failed", "--json")
+    (stage,) = json.loads(text)["stages"]
+    assert code == 0 and not stage["cached"] and stage["figures"]["graphs"] == 2 and stage["figures"]["retry"] == 0
+    code, text, _ = interp(capsys, *command, *where, "--retry-failed")
+    assert "cached" in text and "To try them again" not in text
+
+
+def test_run_retries_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    borrowed = [{"name": "mlp", "from": str(make_transcoders(folder))}]
+    trace = {"prompts": ["import os", "self" * 40], "memory": 600_000, "max_features": 20}
+    name = "retried"
+    study = write_study(folder, name, dictionaries=borrowed, trace=trace, store=str(tmp_path / "store"), evaluate=None)
+    code, text, _ = interp(capsys, "run", study, "--engine", "inprocess")
+    assert code == 0 and f"interp run {study} --engine inprocess --retry-failed" in text
+    study = write_study(
+        folder,
+        name,
+        dictionaries=borrowed,
+        trace={**trace, "memory": 10**9},
+        store=str(tmp_path / "store"),
+        evaluate=None,
+    )
+    code, text, _ = interp(capsys, "run", study, "--engine", "inprocess", "--retry-failed", "--json")
+    assert code == 0 and json.loads(text)["stages"][-1]["figures"]["graphs"] == 2
+
+
+def test_graphs_of_an_earlier_run_do_not_stay_beside_an_index_without_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(folder, "borrowed", dictionaries=[{"name": "mlp", "from": str(make_transcoders(folder))}])
+    out = tmp_path / "out"
+    command = ["trace", study, "--engine", "inprocess", "--store", tmp_path / "store", "--out", out, "--json"]
+    interp(capsys, *command, "--prompt", "import os", "--prompt", "a = 1")
+    (out / "graphs/mine.json").write_text("{}")
+    before = {path.name for path in (out / "graphs").iterdir()}
+    code, _, _ = interp(capsys, *command, "--prompt", "import os")
+    slugs = {json.loads(line)["slug"] for line in (out / "graphs/index.jsonl").read_text().splitlines()}
+    left = {path.name for path in (out / "graphs").iterdir()}
+    assert code == 0 and len(slugs) == 1
+    assert {path.stem for path in (out / "graphs").glob("p0*")} == slugs
+    assert before - left and not left - before and "mine.json" in left
+    code, _, _ = interp(capsys, *command, "--prompt", " ")
+    assert not list((out / "graphs").glob("p0*")) and not (out / "graphs/features.parquet").exists()
+    (out / "graphs/index.jsonl").write_text("no index")
+    code, text, _ = interp(capsys, *command, "--prompt", "import os")
+    assert code == 1 and "index of graphs that cannot be read" in json.loads(text)["error"]["message"]
+    assert (out / "graphs/mine.json").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from toys import Squares
 
 from interp.engine import Engine
-from interp.engine.base import Outcome
+from interp.engine.base import Outcome, attempt
 from interp.engine.local import InProcess
 from interp.engine.resources import Share
 from interp.errors import EngineError, ModelError, PromptError
@@ -80,6 +82,38 @@ def test_a_pool_replaces_dead_actors_and_gives_up_on_an_item_that_kills_them_all
     assert "killed its worker 2 times" in str(outcomes.pop(5).error)
     assert {index: found.value for index, found in outcomes.items()} == {n: n * n for n in range(12) if n != 5}
     assert [worker.times_done(n) for n in range(12)] == [1] * 5 + [0] + [1] * 6
+
+
+@pytest.mark.ray
+def test_an_item_whose_worker_died_is_tried_again_as_something_smaller(ray_engine: Engine, tmp_path: Path) -> None:
+    worker = Squares(str(tmp_path), kills=(4, 8))
+    outcomes = {found.index: found for found in ray_engine.pool(worker, [1, 8, 3], again=lambda n: n // 2)}
+    assert {index: found.value for index, found in outcomes.items()} == {0: 1, 1: 4, 2: 9}
+
+
+def test_what_an_item_had_in_memory_does_not_outlive_its_error() -> None:
+    class State: ...
+
+    held: list[weakref.ref[State]] = []
+
+    def work(_: int) -> None:
+        state = State()
+        held.append(weakref.ref(state))
+        try:
+            try:
+                raise KeyError("deep")
+            except KeyError as error:
+                raise ModelError("deeper") from error
+        except ModelError as error:
+            raise PromptError("not this one") from error
+
+    gc.disable()  # a cycle would keep the state until it is collected, and a list of errors for good
+    try:
+        outcome = attempt(work, 0, 0)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+    assert isinstance(outcome.error, PromptError) and isinstance(outcome.error.__cause__, ModelError)
 
 
 @pytest.mark.ray

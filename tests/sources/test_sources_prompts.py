@@ -233,3 +233,18 @@ def test_text_has_no_columns(tmp_path: Path) -> None:
     for source in (["a"], tmp_path / "p.txt", tmp_path):
         with pytest.raises(SourceError, match="named by column 'good'"):
             prompts(source, target=TARGET)
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.txt.gz", "p.jsonl", "folder"])
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path: Path, name: str) -> None:
+    mark = b"\xef\xbb\xbf"
+    content = mark + (b'{"prompt": "one"}\n{"prompt": "two"}\n' if name == "p.jsonl" else b"one\ntwo\n")
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "a.txt").write_bytes(mark + b"one\n")
+        (path / "b.txt").write_bytes(b"two")
+    else:
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    found = prompts_of(TraceSpec(prompts=str(path)))
+    assert [(prompt.text, prompt.error) for prompt in found] == [("one", None), ("two", None)]

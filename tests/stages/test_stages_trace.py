@@ -161,7 +161,8 @@ def test_faithfulness_when_the_study_asks(folder: Path, tmp_path: Path) -> None:
     (row,) = lines(made.read("index.jsonl"))
     found = made.json(f"faithfulness/{row['slug']}.json")
     assert (row["faithfulness_slope"], row["faithfulness_r2"]) == (found["slope"], found["r2"])
-    assert figures["faithfulness_slope"] == found["slope"] is not None
+    for name in ("slope", "r2", "slope_readout", "r2_readout", "slope_frozen", "r2_frozen"):
+        assert row[f"faithfulness_{name}"] == figures[f"faithfulness_{name}"] == found[name] is not None
     assert [point["share"] for point in found["curve"]] == [0.5, 1.0]
 
 
@@ -286,7 +287,7 @@ def test_what_is_torn_is_made_anew(folder: Path, tmp_path: Path, monkeypatch: py
 
 def test_when_all_prompts_are_bad_the_stage_says_so_and_is_done(folder: Path, tmp_path: Path) -> None:
     study = study_of(folder, tmp_path / "store", ["", " "])
-    assert run(study).stage("trace").figures == {"prompts": 2, "graphs": 0, "failed": 2}
+    assert run(study).stage("trace").figures == {"prompts": 2, "graphs": 0, "failed": 2, "retry": 0}
     assert artifact(study, "trace").json("graph-metadata.json") == {"graphs": []}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec
 from interp.engine.job import FitJob
@@ -41,12 +41,13 @@ class RayEngine:
         max_actors: int = 1,
         retries: int = 2,
         device: Device = "cpu",
+        again: Callable[[T], T] | None = None,
     ) -> Generator[Outcome[R]]:
         from interp.engine.ray.pool import Pool
 
         largest = pool_size(self._session.capacity, min_actors, max_actors, device)
         each = share(self._session.capacity, largest, device, f"a pool of {largest} actors")
-        run = Pool(worker, items, smallest=min_actors, largest=largest, retries=retries, share=each)
+        run = Pool(worker, items, smallest=min_actors, largest=largest, retries=retries, share=each, again=again)
         return run.outcomes()
 
     def fit(self, job: FitJob, progress: Progress) -> None:

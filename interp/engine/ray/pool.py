@@ -46,9 +46,17 @@ class Pool(Generic[T, R]):
     """One run over the items; see `Engine.pool`."""
 
     def __init__(
-        self, worker: WorkerSpec[T, R], items: Iterable[T], *, smallest: int, largest: int, retries: int, share: Share
+        self,
+        worker: WorkerSpec[T, R],
+        items: Iterable[T],
+        *,
+        smallest: int,
+        largest: int,
+        retries: int,
+        share: Share,
+        again: Callable[[T], T] | None = None,
     ):
-        self._worker, self._share = worker, share
+        self._worker, self._share, self._again = worker, share, again
         self._smallest, self._largest, self._retries = smallest, largest, retries
         self._items = (_Task(index, item) for index, item in enumerate(items))
         self._left = len(items) if isinstance(items, Sized) else None
@@ -168,7 +176,8 @@ class Pool(Generic[T, R]):
         deaths = task.deaths + 1
         if deaths <= self._retries:
             logger.warning("the worker of item %d died (%d of %d); trying again", task.index, deaths, self._retries + 1)
-            self._waiting.appendleft(_Task(task.index, task.item, deaths))
+            item = task.item if self._again is None else self._again(task.item)
+            self._waiting.appendleft(_Task(task.index, item, deaths))
             return None
         reason = EngineError(
             f"this item killed its worker {deaths} times",

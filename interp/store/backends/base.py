@@ -48,6 +48,9 @@ class Backend(Protocol):
     def replace(self, path: str, old: bytes, new: bytes) -> bool:
         """Puts `new` if the object is there and holds `old`, and makes it young; never makes one appear."""
 
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        """`replace` for an object that others read: they find all of `old` or all of `new`, whatever is killed."""
+
     def age(self, path: str) -> float | None:
         """Seconds since the object was last written, by the store's own clock: hosts' clocks may differ."""
 

@@ -105,6 +105,12 @@ class FolderBackend:
                 return False
         return True
 
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        if self.read(path) not in (old, new):
+            return False
+        self.write(path, new)
+        return True
+
     def age(self, path: str) -> float | None:
         found = self.stat(path)
         if found is None:

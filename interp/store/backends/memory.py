@@ -69,6 +69,9 @@ class MemoryBackend:
             self.write(path, new)
             return True
 
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        return self.replace(path, old, new)
+
     def age(self, path: str) -> float | None:
         found = self.stat(path)
         return None if found is None else time.time() - found.modified

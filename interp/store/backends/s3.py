@@ -89,6 +89,9 @@ class S3Backend:
             if put is not None:
                 return True
 
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        return self.replace(path, old, new)
+
     def age(self, path: str) -> float | None:
         head = self._head(path)
         if head is None:
