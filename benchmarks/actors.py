@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.trace import PROMPT, transcoders
 from interp.engine import open_engine
 from interp.engine.resources import Share
+from interp.errors import InterpError
 from interp.plan import make_plan
 from interp.sources.prompts import Prompt
 from interp.spec.study import Study
@@ -92,9 +93,15 @@ def _make_transcoders(folder: Path) -> None:
 class TimedWorker(TraceWorker):
     """Says what its process has used of the processor, too."""
 
-    def start(self) -> Callable[[Prompt], dict[str, Any]]:
+    def start(self) -> Callable[[Sequence[Prompt]], list[dict[str, Any] | InterpError]]:
         work = super().start()
-        return lambda prompt: {**work(prompt), "cpu": (os.getpid(), time.process_time())}
+
+        def timed(prompts: Sequence[Prompt]) -> list[dict[str, Any] | InterpError]:
+            rows = work(prompts)
+            used = {"cpu": (os.getpid(), time.process_time())}
+            return [row if isinstance(row, InterpError) else {**row, **used} for row in rows]
+
+        return timed
 
 
 def _rate(of: Study, actors: int, name: str) -> tuple[float, float]:
@@ -107,7 +114,7 @@ def _rate(of: Study, actors: int, name: str) -> tuple[float, float]:
     # A scratch of its own: what one pool wrote is not there for the next.
     scratch = store.scratch("trace", f"{name}-{stage.key}"[: len(stage.key)])
     worker = TimedWorker(of.model, dictionary_set(of, "mlp", {}), of.trace, scratch, {})
-    prompts = [Prompt(i, **said) for i, said in enumerate(stage.spec["prompts"])]
+    prompts = [(Prompt(i, **said),) for i, said in enumerate(stage.spec["prompts"])]
     share = Share(cpus=1.0, gpus=0.0, threads=1)
     pool = Pool(worker, prompts, smallest=actors, largest=actors, retries=0, share=share)
     times: list[float] = []
@@ -118,7 +125,10 @@ def _rate(of: Study, actors: int, name: str) -> tuple[float, float]:
         # Before both are there, or when one has nothing left to do, it is no pool of this size.
         if outcome.actors == actors:
             times.append(time.perf_counter())
-            process, seconds = outcome.value["cpu"]
+            (row,) = outcome.value
+            if isinstance(row, InterpError):
+                raise row
+            process, seconds = row["cpu"]
             cpu.setdefault(process, []).append(seconds)
     times = times[WARM * actors :]
     each = [(used[-1] - used[WARM]) / (len(used) - 1 - WARM) for used in cpu.values()]

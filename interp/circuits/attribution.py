@@ -26,6 +26,7 @@ from torch import Tensor
 
 from interp.circuits.edges import EdgeTable
 from interp.circuits.explained import Explained, Question, explain
+from interp.circuits.lockstep import Wanted, Work, alone, stacks_of, together
 from interp.circuits.memory import DEFAULT_MEMORY, SweepPlan, plan_sweep
 from interp.circuits.nodes import NodeIndex, NodeKind
 from interp.circuits.replacement_model import ReplacementModel
@@ -34,7 +35,7 @@ from interp.circuits.rows import Keeping, RowComputer, RowStore
 from interp.circuits.selection import choose_features
 from interp.circuits.state import ReplacementState
 from interp.circuits.targets import Targets
-from interp.errors import PromptError, SpecError
+from interp.errors import InterpError, PromptError, SpecError
 from interp.spec.trace import LogitsSpec, TargetSpec
 
 
@@ -116,13 +117,41 @@ class AttributionComputer:
         """
         if ids is not None and not torch.equal(torch.as_tensor(ids).flatten().cpu().long(), state.ids):
             raise PromptError("the state was built on another prompt", remedy="build a state with these ids")
+        return alone(self._work(state, last_token, row, self.memory))
+
+    def compute_graphs(
+        self,
+        states: Sequence[ReplacementState],
+        *,
+        last_tokens: Sequence[int | None] | None = None,
+        rows: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> list[AttributionEdges | InterpError]:
+        """The graph of each prompt, or why there is none; like ones are swept together (`interp.circuits.lockstep`).
+
+        Each is the one that `compute_full_graph` makes, but for rounding. They share the memory of one prompt.
+        """
+        last_tokens = [None] * len(states) if last_tokens is None else last_tokens
+        rows = [None] * len(states) if rows is None else rows
+        found: dict[int, AttributionEdges | InterpError] = {}
+        held = [state.nbytes for state in states]
+        for group in stacks_of(states, self.max_features, self.memory):
+            beside = sum(held) - sum(held[place] for place in group)
+            share = (self.memory - beside) // len(group)
+            works = [self._work(states[place], last_tokens[place], rows[place], share) for place in group]
+            found |= zip(group, together(works), strict=True)
+        return [found[place] for place in range(len(states))]
+
+    def _work(
+        self, state: ReplacementState, last_token: int | None, row: Mapping[str, Any] | None, memory: int
+    ) -> Work[AttributionEdges]:
+        """All that is to be done for one prompt, but for computing rows: it asks for them."""
         tokenizer = self.rm.hooked.tokenizer
         question = Question(self.rm, state, self.logits, last_token, row or {}, partial(_text, tokenizer))
         explained = explain(self.target, question)
         nodes = all_nodes(state, explained)
-        plan = self._plan(state, len(nodes))
+        plan = self._plan(state, len(nodes), memory)
         rows = RowComputer(state, nodes, plan)
-        chosen, kept, edges = self._edges(nodes, explained, rows, plan)
+        chosen, kept, edges = yield from self._edges(nodes, explained, rows, plan)
         with_rows = torch.cat([chosen, nodes.mask(NodeKind.LOGIT)[nodes.n_features :]])
         return AttributionEdges(
             nodes=kept,
@@ -141,34 +170,38 @@ class AttributionComputer:
             model=self._model(),
         )
 
-    def _plan(self, state: ReplacementState, n_nodes: int) -> SweepPlan:
+    def _plan(self, state: ReplacementState, n_nodes: int, memory: int) -> SweepPlan:
         blocks = [layer.block for layer in state.layers]
         pattern = 4 * max(block.n_heads for block in blocks) * state.n_pos**2
         hidden = max(0 if layer.kept is None else layer.kept.d_hidden for layer in state.layers)
         widest = max(max(block.d_model, block.n_heads * block.d_head, hidden) for block in blocks)
         held = state.nbytes + pattern + 16 * state.n_pos * hidden
-        return plan_sweep(held, state.n_pos, widest, n_nodes, self.batch, self.memory)
+        return plan_sweep(held, state.n_pos, widest, n_nodes, self.batch, memory)
 
     def _edges(
         self, nodes: NodeIndex, explained: Explained, rows: RowComputer, plan: SweepPlan
-    ) -> tuple[Bool[Tensor, "features"], NodeIndex, EdgeTable]:
+    ) -> Work[tuple[Bool[Tensor, "features"], NodeIndex, EdgeTable]]:
         """Which features have a row, the nodes of the graph, and its edges in node order."""
         # What comes after the targets' position cannot matter to them.
         before = nodes.features[:, 1] <= explained.position
-        ends = rows.of(explained.targets, torch.arange(len(nodes))[nodes.span(NodeKind.LOGIT)])
+        logits = torch.arange(len(nodes))[nodes.span(NodeKind.LOGIT)]
+        ends = yield Wanted(rows, explained.targets, logits)
         if self.max_features is None or int(before.sum()) <= self.max_features:
             keeping = Keeping(nodes, before)
-            found = chain(rows.of_features(before.nonzero().flatten()), ends)
-            return before, keeping.nodes, _collect((keeping.table(*each) for each in found), plan)
+            found = yield Wanted.features(rows, before.nonzero().flatten())
+            return before, keeping.nodes, _collect((keeping.table(*each) for each in chain(found, ends)), plan)
         store = RowStore(nodes, plan.rows)
         for each in ends:
             store.add(*each)
-
-        def add_rows(features: Int[Tensor, "features"]) -> None:
-            for each in rows.of_features(features):
+        choice = choose_features(store, explained.weights, before, self.max_features)
+        while True:
+            try:
+                best = next(choice)
+            except StopIteration as stop:
+                chosen = stop.value
+                break
+            for each in (yield Wanted.features(rows, best)):
                 store.add(*each)
-
-        chosen = choose_features(store, explained.weights, before, self.max_features, add_rows)
         keeping = Keeping(nodes, chosen)
         tables = (keeping.table(*each) for each in store.drain())
         return chosen, keeping.nodes, _collect(tables, plan)

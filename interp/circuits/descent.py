@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,9 +49,13 @@ class Descent:
         self.n_pos, self.at = int(self.positions.max()) + 1, self.positions.to(device)
         self.rows = torch.zeros(len(which), len(self.nodes), device=device)
         self.values = torch.zeros(len(which), device=device)
-        self.wide, self.new = slice(0, 0), slice(0, 0)
         self.gradient = torch.zeros(0, self.n_pos, 0, device=device)
         self.fresh = torch.zeros(0, 0, device=device)
+        self._start()
+
+    def _start(self) -> None:
+        """Nothing has joined."""
+        self.wide, self.new = slice(0, 0), slice(0, 0)
         self.recent: list[tuple[slice, Shares]] = []
 
     def run(self) -> DenseRows:
@@ -72,42 +76,51 @@ class Descent:
             return
         read = self.targets.read(self.which[here])
         self.fresh = torch.cat([self.fresh, read.gradient]) if len(self.fresh) else read.gradient
-        self.rows[here, self.nodes.span(NodeKind.READOUT)] = read.bias[:, None]
+        self.rows[here, self._readout_columns()] = read.bias[:, None]
         self.values[here] = read.value
         self.new = slice(self.new.start, here.stop)
+
+    def _readout_columns(self) -> slice:
+        return self.nodes.span(NodeKind.READOUT)
 
     def _block(self, layer: int, frozen: FrozenLayer) -> None:
         if frozen.skip is not None or frozen.kept is not None:
             self.recent = []
         if self.new.stop:
-            self._features(layer)
-            free = (~self.state.constant).float()[:, None]
-            self._constant(NodeKind.MLP_BIAS, layer, None if frozen.mlp_bias is None else frozen.mlp_bias * free)
-            self._on_grid(NodeKind.ERROR, layer, frozen.error)
-            self._constant(NodeKind.BOS, layer, frozen.bos)
+            self._mlp_sources(layer, frozen)
         if not frozen.block.parallel:
-            for part in self._parts(frozen):
-                _add(part, self._mlp_paths(frozen, part))
+            for some in self._parts(frozen):
+                _add(self.gradient[some], self._mlp_paths(frozen, self.gradient[some], self._everywhere(some)))
             if len(self.fresh):
                 _add(self.fresh, self._mlp_paths(frozen, self.fresh, self.at[self.new]))
             self._join(2 * layer + 1)
         if self.new.stop:
             self._constant(NodeKind.ATTN_BIAS, layer, frozen.attn_bias)
-            if layer == 0 and self.sweeper.token_paths is not None:
-                self._last_attention(self.sweeper.token_paths)
+            paths = self._token_paths() if layer == 0 else None
+            if paths is not None:
+                self._last_attention(paths)
             else:
                 self._attention(frozen)
 
+    def _mlp_sources(self, layer: int, frozen: FrozenLayer) -> None:
+        """Read off what writes to the output of an MLP."""
+        self._features(layer)
+        free = (~self.state.constant).float()[:, None]
+        self._constant(NodeKind.MLP_BIAS, layer, None if frozen.mlp_bias is None else frozen.mlp_bias * free)
+        self._on_grid(NodeKind.ERROR, layer, frozen.error)
+        self._constant(NodeKind.BOS, layer, frozen.bos)
+
     def _attention(self, frozen: FrozenLayer) -> None:
         """Through attention, and in a parallel block through the MLP's linear paths; nothing is fresh after it."""
-        pull, parallel = AttentionPull.of(frozen, self.n_pos), frozen.block.parallel
+        pull, parallel = self._pull_of(frozen), frozen.block.parallel
         recent, self.recent = self.recent, []
-        for part in self._parts(frozen, until=recent[0][0].start if recent else self.wide.stop):
-            beside = self._mlp_paths(frozen, part) if parallel else None
-            pull.add_to(part)
+        for some in self._parts(frozen, until=recent[0][0].start if recent else self.wide.stop):
+            part = self.gradient[some]
+            beside = self._mlp_paths(frozen, part, self._everywhere(some)) if parallel else None
+            self._pull(pull, some)
             _add(part, beside)
         for where, made_of in recent:
-            pull.add_to(self.gradient[where], made_of)
+            self._pull(pull, where, made_of)
         if len(self.fresh):
             stays = self.fresh.clone()
             if parallel:
@@ -115,14 +128,26 @@ class Descent:
             self._widen(pull, stays)
         self._nothing_is_fresh(self.wide.start)
 
+    def _token_paths(self) -> Tensor | None:
+        return self.sweeper.token_paths
+
+    def _pull_of(self, frozen: FrozenLayer) -> AttentionPull:
+        return AttentionPull.of(frozen, self.n_pos)
+
+    def _pull(self, pull: AttentionPull, some: slice, made_of: Shares | None = None) -> None:
+        pull.add_to(self.gradient[some], made_of)
+
+    def _spread(self, pull: AttentionPull, some: slice, stays: Tensor) -> Shares:
+        return pull.spread(self.fresh[some], self.at[self.new][some], stays)
+
     def _widen(self, pull: AttentionPull, stays: Float[Tensor, "fresh d_model"]) -> None:
         """Let fresh gradients through attention; `stays` is what is left of each at its own position."""
         if not len(self.gradient):
             self.gradient = self.fresh.new_empty(len(self.which), self.n_pos, self.fresh.shape[1])
-        at, step = self.at[self.new], self._at_once(self.fresh.shape[1])
-        for first in range(0, len(at), step):
-            some = slice(first, min(first + step, len(at)))
-            made_of = pull.spread(self.fresh[some], at[some], stays[some])
+        step = self._at_once(self.fresh.shape[1])
+        for first in range(0, len(self.fresh), step):
+            some = slice(first, min(first + step, len(self.fresh)))
+            made_of = self._spread(pull, some, stays[some])
             where = slice(self.new.start + some.start, self.new.start + some.stop)
             torch.bmm(made_of.shares, made_of.vectors, out=self.gradient[where])
             if made_of.shares.shape[2] <= self.n_pos // 2:
@@ -146,22 +171,28 @@ class Descent:
         self.wide, self.new = slice(first, self.new.stop), slice(self.new.stop, self.new.stop)
         self.fresh = self.fresh[:0]
 
-    def _mlp_paths(self, frozen: FrozenLayer, gradient: Tensor, where: Where | None = None) -> Tensor | None:
-        return mlp_paths(frozen, gradient, slice(0, self.n_pos) if where is None else where, self.state.constant)
+    def _mlp_paths(self, frozen: FrozenLayer, gradient: Tensor, where: Where) -> Tensor | None:
+        return mlp_paths(frozen, gradient, where, self.state.constant)
+
+    def _everywhere(self, some: slice) -> Where:
+        """The positions of the wide gradients of some targets."""
+        return slice(0, self.n_pos)
 
     def _through(self, adapter: FrozenAdapter) -> None:
         self.recent = []
         if self.wide.stop:
-            parts = [adapter.through(part, slice(0, self.n_pos)) for part in self._parts()]
+            parts = [adapter.through(self.gradient[some], self._everywhere(some)) for some in self._parts()]
             self.gradient = parts[0].new_empty(len(self.which), self.n_pos, parts[0].shape[2])
             torch.cat(parts, out=self.gradient[self.wide])
         self.fresh = adapter.through(self.fresh, self.at[self.new]) if len(self.fresh) else self.fresh
 
-    def _parts(self, frozen: FrozenLayer | None = None, until: int | None = None) -> Sequence[Tensor]:
-        """The wide gradients, or the first of them, some targets at a time."""
-        wide = self.gradient[self.wide.start : self.wide.stop if until is None else until]
-        width = max(wide.shape[2], 0 if frozen is None or frozen.kept is None else frozen.kept.d_hidden)
-        return wide.split(self._at_once(width)) if len(wide) else ()
+    def _parts(self, frozen: FrozenLayer | None = None, until: int | None = None) -> Iterator[slice]:
+        """The targets with wide gradients, or the first of them, some at a time."""
+        stop = self.wide.stop if until is None else until
+        width = max(self.gradient.shape[2], 0 if frozen is None or frozen.kept is None else frozen.kept.d_hidden)
+        step = self._at_once(width)
+        for first in range(self.wide.start, stop, step):
+            yield slice(first, min(first + step, stop))
 
     def _at_once(self, width: int) -> int:
         return max(1, self.sweeper.chunk // (self.n_pos * max(width, 1)))

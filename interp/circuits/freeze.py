@@ -28,12 +28,20 @@ class PatternKeeper:
         self._spill = spill
         self._kept: dict[str, Tensor | SpilledTensor] = {}
 
-    def keep(self, pattern: Float[Tensor, "1 head query key"], name: str) -> None:
-        """A hook that only looks."""
-        self._kept[name] = pattern[0] if self._spill is None else self._spill.put(pattern[0])
+    def keep(self, pattern: Float[Tensor, "prompt head query key"], name: str) -> None:
+        """A hook that only looks; where patterns go to disk, one prompt is run at a time."""
+        self._kept[name] = pattern if self._spill is None else self._spill.put(pattern[0])
+
+    def of(self, place: int, n_pos: int) -> PatternKeeper:
+        """The patterns of one prompt of several, without its padding."""
+        own = PatternKeeper(None)
+        for name, pattern in self._kept.items():
+            own._kept[name] = loaded(pattern)[place : place + 1, :, :n_pos, :n_pos].clone()
+        return own
 
     def __getitem__(self, block: str) -> Tensor | SpilledTensor:
-        return self._kept[f"{block}.attn_pattern"]
+        kept = self._kept[f"{block}.attn_pattern"]
+        return kept[0] if isinstance(kept, Tensor) else kept
 
 
 class BlockReader:

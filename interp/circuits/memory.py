@@ -24,6 +24,7 @@ The least that will do is one target at a time, in chunks of one. Nothing here c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from interp.errors import EngineError
@@ -36,6 +37,12 @@ MOST_CHUNK, MOST_KEPT = 2**23, 2**26
 
 ENCODED_AT_ONCE = 2**22
 """Activations of latents; the same whatever memory there is, so that the budget does not change a rounding."""
+
+MOST_PROMPTS, MOST_STRETCH = 8, 1.25
+"""Of prompts that are run or swept together: how many, and how much longer than the shortest the longest is."""
+
+_SHORT = 2**14
+"""Positions times the width of the stream: the forward pass of a shorter prompt costs what its calls cost."""
 
 _WORKING, _NUMBER, _NODE, _ENCODING = 20, 4, 100, 20
 
@@ -106,6 +113,20 @@ def spills_patterns(size: PromptSize, memory: int) -> bool:
     if size.building + size.pattern > memory:
         raise too_large(f"a prompt of {size.n_pos} tokens", size.building + size.pattern, memory)
     return size.n_layers * size.pattern > memory // 4
+
+
+def batches_of(sizes: Mapping[int, PromptSize], memory: int) -> list[list[int]]:
+    """Prompts in groups that are run together: short ones of like length, as many as need an eighth of the budget."""
+    groups, group = list[list[int]](), list[int]()
+    for place in sorted(sizes, key=lambda place: sizes[place].n_pos):
+        size, first = sizes[place], sizes[group[0] if group else place]
+        needed = (len(group) + 1) * (size.building + size.n_layers * size.pattern)
+        short = size.n_pos * size.d_model <= _SHORT and size.n_pos <= MOST_STRETCH * first.n_pos
+        if group and not (short and len(group) < MOST_PROMPTS and needed <= memory // 8):
+            groups.append(group)
+            group = []
+        group = [*group, place]
+    return [*groups, group] if group else groups
 
 
 def plan_sweep(held: int, n_pos: int, d_model: int, n_nodes: int, batch: int, memory: int) -> SweepPlan:

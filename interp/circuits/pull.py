@@ -110,14 +110,17 @@ class AttentionPull:
 
     def spread(self, fresh: Float[Tensor, "target d_model"], at: Int[Tensor, "target"], stays: Tensor) -> Shares:
         """Gradients at one position each, after it: what it adds, and what `stays` at their own position."""
+        own = F.one_hot(at, len(self.denominator)).float()[None]
+        shares = torch.cat([self._scaled(at, slice(0, len(self.denominator))), own])
+        return Shares(shares.permute(1, 2, 0), torch.cat([self._head_by_head(fresh), stays[:, None]], dim=1))
+
+    def _head_by_head(self, fresh: Float[Tensor, "target d_model"]) -> Float[Tensor, "target head d_model"]:
+        """What each head makes of a gradient on what it writes, before its pattern."""
         n_targets, d_model = fresh.shape
         n_kv, shared, d_head = self._heads
         heads = F.linear(fresh, self.w_o).view(n_targets, n_kv, shared, d_head).transpose(0, 1)
         values = torch.bmm(heads.reshape(n_kv, -1, d_head), self.w_v.view(n_kv, d_head, d_model))
-        values = values.view(n_kv, n_targets, shared, d_model).transpose(0, 1).reshape(n_targets, -1, d_model)
-        own = F.one_hot(at, len(self.denominator)).float()[None]
-        shares = torch.cat([self._scaled(at, slice(0, len(self.denominator))), own])
-        return Shares(shares.permute(1, 2, 0), torch.cat([values, stays[:, None]], dim=1))
+        return values.view(n_kv, n_targets, shared, d_model).transpose(0, 1).reshape(n_targets, -1, d_model)
 
     def paths_of(self, written: Float[Tensor, "pos d_model"]) -> Float[Tensor, "query d_model key"]:
         """What attention writes at each query because of what is written to the stream at each key."""
@@ -140,7 +143,7 @@ def mlp_paths(
     """What the paths of an MLP that are no features add to gradients at these positions; None if there are none."""
     if layer.skip is None and layer.kept is None:
         return None
-    gradient = gradient * (~constant[where])[:, None]
+    gradient = gradient * (~constant[where])[..., None]
     added = None
     if layer.skip is not None:
         added = (gradient / layer.mlp_denominator[where]) @ _folded(layer.skip.float(), layer.block.mlp_norm)

@@ -9,7 +9,7 @@ added to what MLPs write.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Literal
 
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.circuits.freeze import Active, BlockReader, PatternKeeper, collect, freeze_block
-from interp.circuits.memory import DEFAULT_MEMORY, PromptSize, spills_patterns
+from interp.circuits.memory import DEFAULT_MEMORY, PromptSize, batches_of, spills_patterns
 from interp.circuits.replacements import (
     MlpRule,
     Replacement,
@@ -30,7 +30,7 @@ from interp.circuits.replacements import (
 )
 from interp.circuits.spill import Spill
 from interp.circuits.state import FrozenAdapter, FrozenHead, ReplacementState
-from interp.errors import DictionaryError, PromptError, SpecError
+from interp.errors import DictionaryError, InterpError, PromptError, SpecError
 from interp.wrapper import HookedModel
 from interp.wrapper.activations import ActivationCache
 from interp.wrapper.hooked import Hook
@@ -94,12 +94,70 @@ class ReplacementModel:
             EngineError: one that does not fit into `memory`.
         """
         prompt = self.checked(torch.as_tensor(ids))
-        topology, view = self.hooked.topology, self.hooked.frozen
         patterns = PatternKeeper(Spill() if spills_patterns(self._size(len(prompt)), memory) else None)
+        return self._freeze(prompt, self._run(prompt[None], patterns), patterns)
+
+    @torch.no_grad()
+    def build_many(
+        self,
+        prompts: Sequence[Int[Tensor, "pos"] | Int[Tensor, "1 pos"] | Sequence[int]],
+        *,
+        memory: int = DEFAULT_MEMORY,
+    ) -> list[ReplacementState | InterpError]:
+        """Each prompt's state, or why there is none; short ones of like length go through the model together.
+
+        They are padded on the right, where a causal model does not look: each state is what `build` makes, but for
+        rounding.
+
+        Args:
+            memory: bytes that the prompts may use together.
+        """
+        found: dict[int, ReplacementState | InterpError] = {}
+        checked: dict[int, Tensor] = {}
+        for place, ids in enumerate(prompts):
+            try:
+                checked[place] = self.checked(torch.as_tensor(ids))
+            except InterpError as error:
+                found[place] = error
+        for group in self.batches({place: len(prompt) for place, prompt in checked.items()}, memory):
+            found |= zip(group, self._build_group([checked[place] for place in group], memory), strict=True)
+        return [found[place] for place in range(len(prompts))]
+
+    def batches(self, lengths: Mapping[int, int], memory: int = DEFAULT_MEMORY) -> list[list[int]]:
+        """The prompts that `build_many` runs together: of each its place and how many tokens it has."""
+        limit = self.hooked.topology.max_positions
+        # The model refuses what is longer than its learned positions: alone, so that no other is refused with it.
+        fine = {place: n for place, n in lengths.items() if limit is None or n <= limit}
+        sizes = {place: self._size(n) for place, n in fine.items() if n}
+        return [[place] for place in lengths if place not in sizes] + batches_of(sizes, memory)
+
+    def _build_group(self, prompts: Sequence[Tensor], memory: int) -> list[ReplacementState | InterpError]:
+        if len(prompts) == 1:
+            try:
+                return [self.build(prompts[0], memory=memory)]
+            except InterpError as error:
+                return [error]
+        ids = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
+        patterns = PatternKeeper(None)
+        cache = self._run(ids, patterns)
+        states = list[ReplacementState | InterpError]()
+        for place, prompt in enumerate(prompts):
+            own = {name: values[place : place + 1, : len(prompt)].clone() for name, values in cache.items()}
+            try:
+                states.append(self._freeze(prompt, ActivationCache(own), patterns.of(place, len(prompt))))
+            except InterpError as error:
+                states.append(error)
+        return states
+
+    def _run(self, ids: Int[Tensor, "prompt pos"], patterns: PatternKeeper) -> ActivationCache:
+        """What freezing needs of one forward pass."""
         with self.hooked.eager_attention():
-            ids_on_device = prompt[None].to(self.hooked.device)
-            hooks = {**self._adapters(), **{f"{block.name}.attn_pattern": patterns.keep for block in view.blocks}}
-            cache = self.hooked.run_with_cache(ids_on_device, self._hook_points(), hooks=hooks)
+            seen = {f"{block.name}.attn_pattern": patterns.keep for block in self.hooked.frozen.blocks}
+            hooks = {**self._adapters(), **seen}
+            return self.hooked.run_with_cache(ids.to(self.hooked.device), self._hook_points(), hooks=hooks)
+
+    def _freeze(self, prompt: Int[Tensor, "pos"], cache: ActivationCache, patterns: PatternKeeper) -> ReplacementState:
+        topology, view = self.hooked.topology, self.hooked.frozen
         constant = self.constant_positions(prompt).to(self.hooked.device)
         active: dict[int, Active] = {}
         layers = tuple(

@@ -26,7 +26,7 @@ from interp.circuits.nodes import NodeIndex
 from interp.circuits.spill import Spill, SpilledTensor, loaded
 from interp.circuits.state import ReplacementState
 from interp.circuits.sweep import DenseRows, Sweeper
-from interp.circuits.targets import FeatureTargets, Targets
+from interp.circuits.targets import Targets
 from interp.errors import EngineError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ _NO_MEMORY = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory"),
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+_SMALL_BLOCK = 2**16
+NodeRows = tuple[Int[Tensor, "some"], Float[Tensor, "some nodes"]]
+"""Some targets, as nodes, and their rows."""
 
 
 class RowComputer:
@@ -48,29 +51,26 @@ class RowComputer:
 
     def __init__(self, state: ReplacementState, nodes: NodeIndex, plan: SweepPlan):
         self.state, self.batch = state, plan.batch
-        self.sweeper = Sweeper(state, nodes, plan.chunk, plan.keep)
+        self.nodes, self.sweeper = nodes, Sweeper(state, nodes, plan.chunk, plan.keep)
         self.values = torch.zeros(len(nodes))
         self.residual = 0.0
 
-    def of(
-        self, targets: Targets, target_nodes: Int[Tensor, "targets"]
-    ) -> Iterator[tuple[Int[Tensor, "some"], Float[Tensor, "some nodes"]]]:
+    def of(self, targets: Targets, target_nodes: Int[Tensor, "targets"]) -> Iterator[NodeRows]:
         """The rows of these targets, and which they are, some at a time."""
         for rows in self._sweeps(targets):
-            nodes = target_nodes[rows.which]
-            self.values[nodes] = rows.values
-            sums = torch.cat(
-                [part.double().sum(dim=1) for part in rows.weights.split(_rows_at_once(len(rows.weights.T)))]
-            )
-            gap = (sums - rows.values.double()).abs() / rows.values.double().abs().clamp(min=1.0)
-            self.residual = max(self.residual, _finite(float(gap.max())))
-            yield nodes, rows.weights
+            yield self.taken(rows, target_nodes)
 
-    def of_features(
-        self, features: Int[Tensor, "features"]
-    ) -> Iterator[tuple[Int[Tensor, "some"], Float[Tensor, "some nodes"]]]:
-        """The rows of these features."""
-        return self.of(FeatureTargets(self.state, self.state.features.index[features]), features)
+    def taken(self, rows: DenseRows, target_nodes: Int[Tensor, "targets"]) -> NodeRows:
+        """Rows as a sweep made them, by node, when it is kept what their targets are.
+
+        Raises:
+            ModelError: they are not finite.
+        """
+        nodes = target_nodes[rows.which]
+        self.values[nodes] = rows.values
+        gap = (_sums(rows.weights) - rows.values.double()).abs() / rows.values.double().abs().clamp(min=1.0)
+        self.residual = max(self.residual, _finite(float(gap.max())))
+        return nodes, rows.weights
 
     def _sweeps(self, targets: Targets) -> Iterator[DenseRows]:
         """Each sweep as it was dealt; where memory runs out, in halves, and so all that come after it."""
@@ -157,8 +157,18 @@ class RowStore:
             fits = size <= self.memory
             self.memory -= size if fits else 0
             block = _Block(targets[here], weights if fits else self.spill.put(weights), sums)
-            self._blocks.setdefault(level, []).append(block)
+            self._append(self._blocks.setdefault(level, []), block)
             start += count
+
+    @staticmethod
+    def _append(blocks: list[_Block], block: _Block) -> None:
+        """Few small rows at a time are put together: each block costs its calls whenever influence is summed."""
+        last = blocks[-1].weights if blocks else None
+        if isinstance(last, Tensor) and isinstance(block.weights, Tensor) and last.numel() < _SMALL_BLOCK:
+            parts = (blocks.pop(), block)
+            weights = torch.cat([last, block.weights])
+            block = _Block(torch.cat([b.targets for b in parts]), weights, torch.cat([b.sums for b in parts]))
+        blocks.append(block)
 
     def _spans(self, level: int) -> tuple[slice, slice]:
         """The nodes that a row of this level has columns for: features below it, and all that are no features."""

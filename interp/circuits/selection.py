@@ -14,7 +14,7 @@ ones the first in node order is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,28 +33,31 @@ def choose_features(
     probabilities: Float[Tensor, "logits"],
     candidates: Bool[Tensor, "features"],
     max_features: int,
-    add_rows: Callable[[Int[Tensor, "features"]], None],
-) -> Bool[Tensor, "features"]:
-    """The chosen features; the store has the rows of all of them when this returns.
+) -> Generator[Int[Tensor, "best"], None, Bool[Tensor, "features"]]:
+    """Gives the features of each round, whose rows must be in the store when it goes on; returns all chosen ones.
 
     Fewer than `max_features` are chosen if no other feature has any influence.
 
     Args:
         store: over all active features, with the rows of the targets.
         candidates: features that may be chosen.
-        add_rows: computes the rows of some features and puts them into the store.
     """
     nodes = store.nodes
     chosen = torch.zeros(nodes.n_features, dtype=torch.bool)
-    weights, quota = logit_weights(nodes, probabilities), max(_LEAST_ROUND, -(-max_features // ROUNDS))
+    weights, quota = logit_weights(nodes, probabilities), round_size(max_features)
     while (room := max_features - int(chosen.sum())) > 0:
         influence = store.influence(weights)[: nodes.n_features]
         best = most_influential(influence * (candidates & ~chosen), min(quota, room))
         if not len(best):
             break
         chosen[best] = True
-        add_rows(best)
+        yield best
     return chosen
+
+
+def round_size(max_features: int) -> int:
+    """How many features a round takes."""
+    return max(_LEAST_ROUND, -(-max_features // ROUNDS))
 
 
 def most_influential(influence: Float[Tensor, "features"], count: int) -> Int[Tensor, "best"]:

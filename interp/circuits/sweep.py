@@ -26,9 +26,8 @@ Cost of a row: (layers below - 2) * positions * d_model * d_head * (n_heads + n_
 more a layer and position with a skip path, and d_model for each active feature below. Memory: 6 * batch * positions *
 d_model + 8 * batch * nodes bytes, and what `chunk` and `keep` allow (`interp.circuits.memory`).
 
-A sweep is over one prompt. Small sweeps cost what their calls cost: with 6 layers of d 128 and 256 and prompts of 8
-tokens (one CPU thread), 1.4 ms for 4 targets, 4.0 ms for 64, 12 ms for 256. So several prompts in one sweep would save
-time where the model is tiny and `max_features` is a few hundred at most, or on an accelerator.
+A sweep is over one prompt. Small sweeps cost what their calls cost: with 6 layers of d 128 and prompts of 8 tokens (one
+CPU thread), 1.5 ms for 8 targets, 2.8 ms for 64. Prompts so small are swept together (`interp.circuits.stacked`).
 """
 
 from __future__ import annotations

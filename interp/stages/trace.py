@@ -10,10 +10,11 @@
     layers.json                 mean influence of each layer's features and errors, and of the tokens
     summary.json                how many, their means, and the features of the greatest influence
 
-An actor leaves each graph in the scratch as soon as it is finished (`interp.stages.trace_worker`), so a run that was
-killed does no prompt twice. A prompt that cannot be traced becomes a row and stops no other. Only when not one prompt
-could be traced, and for reasons that are not the prompts' own, is the stage a failure: such a result must not count as
-done. Where some failed for such reasons, the artifact can be made anew with all the rest taken over
+Short prompts of like length go to an actor together, where that is faster. An actor leaves each graph in the scratch as
+soon as it is finished (`interp.stages.trace_worker`), so a run that was killed does no prompt twice. A prompt that
+cannot be traced becomes a row and stops no other; what was lost of a group is tried one prompt at a time. Only when not
+one prompt could be traced, and for reasons that are not the prompts' own, is the stage a failure: such a result must
+not count as done. Where some failed for such reasons, the artifact can be made anew with all the rest taken over
 (`interp.stages.trace_earlier`). Graphs pass through the driver one file at a time, however many there are.
 """
 
@@ -35,7 +36,7 @@ from interp.stages.context import StageContext
 from interp.stages.dictionary_sets import dictionary_set
 from interp.stages.trace_earlier import Finished, can_be_retried
 from interp.stages.trace_index import COLUMNS, write_index
-from interp.stages.trace_memory import Smaller, smaller
+from interp.stages.trace_memory import Group, Item, smaller
 from interp.stages.trace_worker import (
     TraceWorker,
     faithfulness_name,
@@ -57,6 +58,10 @@ VERSION = VERSIONS["trace"]
 logger = logging.getLogger(__name__)
 
 _WINDOW_S = 60.0
+_TOGETHER, _GROUPS_EACH, _MOST_STRETCH = 8, 2, 1.25
+_SHORT_TEXT, _FEW_FEATURES = 1024, 2048
+"""Characters, and features with a row: with more, prompts are not faster together (`interp.circuits.lockstep`)."""
+
 _AT_ONCE = 8
 """Files that are copied side by side: object storage takes its time for each."""
 
@@ -103,7 +108,7 @@ class _Rows:
     """The row of every prompt that has its fate, by id; those that were finished before are read back."""
 
     def __init__(self, prompts: Sequence[Prompt], finished: Finished):
-        self.prompts, scratch = prompts, finished.scratch
+        self.prompts, self._scratch = prompts, (scratch := finished.scratch)
         self.done: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, InterpError] = {}
         there, earlier = set(scratch.list("rows/")), finished.earlier_rows()
@@ -132,6 +137,13 @@ class _Rows:
     def n_failed(self) -> int:
         return sum(row["status"] == "failed" for row in self.done.values())
 
+    def finished(self, prompt: Prompt) -> bool:
+        """Whether its row is there although nobody said so; if so it is taken."""
+        row = self._scratch.json(row_name(prompt.id))
+        if row is not None:
+            self.done[prompt.id] = row
+        return row is not None
+
     def in_order(self) -> list[dict[str, Any]]:
         return [self.done[prompt.id] for prompt in self.prompts]
 
@@ -139,25 +151,64 @@ class _Rows:
 def _trace_all(context: StageContext, worker: TraceWorker, todo: Sequence[Prompt], rows: _Rows) -> None:
     if not todo:
         return
-    actors = worker.spec.actors
-    most = min(actors.max, len(todo))
-    items: Sequence[Prompt | Smaller] = todo
+    rate = RecentRate()
+    groups = groups_of(todo, worker.spec.max_features, worker.spec.actors.max)
+    context.progress("trace", done=len(rows.done), failed=rows.n_failed, total=len(rows.prompts), unit="prompts")
+    lost = _trace_groups(context, worker, groups, rows, rate)
+    if lost:
+        logger.warning("%d prompts are traced one at a time: a group that they were in was lost", len(lost))
+        _trace_groups(context, worker, [(prompt,) for prompt in lost], rows, rate)
+
+
+def groups_of(prompts: Sequence[Prompt], max_features: int | None, actors: int) -> list[Group]:
+    """What an actor gets at a time: short prompts of like length if they may be faster together, else one.
+
+    There are some groups for each actor, so that none is idle while another has much left.
+    """
+    size = min(_TOGETHER, -(-len(prompts) // (_GROUPS_EACH * actors)))
+    if max_features is None or max_features > _FEW_FEATURES:
+        size = 1
+    groups = list[list[Prompt]]()
+    for prompt in sorted(prompts, key=lambda prompt: len(prompt.text)):
+        last = groups[-1] if groups else []
+        like = last and len(prompt.text) <= min(_SHORT_TEXT, _MOST_STRETCH * len(last[0].text))
+        if like and len(last) < size:
+            last.append(prompt)
+        else:
+            groups.append([prompt])
+    in_order = [sorted(group, key=lambda prompt: prompt.index) for group in groups]
+    return [tuple(group) for group in sorted(in_order, key=lambda group: group[0].index)]
+
+
+def _trace_groups(
+    context: StageContext, worker: TraceWorker, groups: Sequence[Group], rows: _Rows, rate: RecentRate
+) -> list[Prompt]:
+    """Trace groups of prompts; returns those whose group was lost as a whole, one of them perhaps to blame."""
+    actors, lost = worker.spec.actors, list[Prompt]()
+    most = min(actors.max, len(groups))
+    items: Sequence[Item] = groups
     outcomes = context.engine.pool(
         worker, items, min_actors=min(actors.min, most), max_actors=most, device=context.study.fit.device, again=smaller
     )
-    rate = RecentRate()
     figures: dict[str, Any] = {"total": len(rows.prompts), "unit": "prompts"}
-    context.progress("trace", done=len(rows.done), failed=rows.n_failed, **figures)
     with closing(outcomes):
         for outcome in outcomes:
-            prompt = todo[outcome.index]
-            if outcome.error is not None or outcome.value is None:
-                rows.failed(prompt, outcome.error or EngineError("a worker gave no result"))
-                logger.warning("prompt %s failed: %s", prompt.id, rows.errors[prompt.id].what)
-            else:
-                rows.done[prompt.id] = outcome.value
+            group = groups[outcome.index]
+            error = outcome.error or EngineError("a worker gave no result")
+            if outcome.value is None and len(group) > 1:
+                lost += [prompt for prompt in group if not rows.finished(prompt)]
+                continue
+            for prompt, found in zip(group, outcome.value or [error], strict=True):
+                if isinstance(found, InterpError) and len(group) > 1 and can_be_retried(found):
+                    lost.append(prompt)
+                elif isinstance(found, InterpError):
+                    rows.failed(prompt, found)
+                    logger.warning("prompt %s failed: %s", prompt.id, found.what)
+                else:
+                    rows.done[prompt.id] = found
             figures |= {"rate": rate.at(len(rows.done)), "actors": outcome.actors}
             context.progress("trace", done=len(rows.done), failed=rows.n_failed, **figures)
+    return lost
 
 
 class RecentRate:

@@ -21,17 +21,25 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
+Group = tuple[Prompt, ...]
+"""Prompts that go to an actor together; most often one."""
+
+
 @dataclass(frozen=True)
 class Smaller:
-    """A prompt that is traced with a part of its budget: halved so many times."""
+    """Prompts that are traced with a part of their budget: halved so many times."""
 
-    prompt: Prompt
+    prompts: Group
     halvings: int
 
 
-def smaller(item: Prompt | Smaller) -> Smaller:
-    """What is tried in place of a prompt whose worker died."""
-    return Smaller(item.prompt, item.halvings + 1) if isinstance(item, Smaller) else Smaller(item, 1)
+Item = Group | Smaller
+"""What an actor is given."""
+
+
+def smaller(item: Item) -> Smaller:
+    """What is tried in place of prompts whose worker died."""
+    return Smaller(item.prompts, item.halvings + 1) if isinstance(item, Smaller) else Smaller(item, 1)
 
 
 def halved(spec: TraceSpec, halvings: int) -> TraceSpec:

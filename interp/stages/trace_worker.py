@@ -1,8 +1,11 @@
-"""One prompt of a trace, in an actor: text -> tokens -> attribution graph -> what is kept of it, in the scratch.
+"""Prompts of a trace, in an actor: text -> tokens -> attribution graph -> what is kept of it, in the scratch.
 
     graphs/<slug>.json          the pruned graph           graphs/<slug>.safetensors   its edges, or those of the whole
     sums/<slug>.safetensors     of the whole graph, for the aggregation over prompts
     faithfulness/<slug>.json    when the study asks        rows/<slug>.json            last: a prompt with a row is done
+
+An actor gets a few prompts of like length at a time: short ones are computed together, where that is faster
+(`interp.circuits.lockstep`). Each is written as soon as it is done, and one that fails stops no other.
 
 `target: last-token` cuts the last token off a prompt and explains why it came: it is among the target logits.
 """
@@ -10,14 +13,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import DictionaryError, ModelError, PromptError
+from interp.errors import DictionaryError, EngineError, InterpError, ModelError, PromptError
 from interp.sources.prompts import Prompt
 from interp.stages.dictionary_sets import DictionarySet
-from interp.stages.trace_memory import Smaller, within_memory
+from interp.stages.trace_memory import Group, Item, Smaller, within_memory
 
 if TYPE_CHECKING:
     from interp.circuits.attribution import AttributionComputer, AttributionEdges
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from interp.wrapper import HookedModel
 
 
+Found = dict[str, Any] | InterpError
+"""The row of a prompt, or why there is none."""
+
+
 @dataclass(frozen=True)
 class TraceWorker:
     """What an actor needs to trace prompts; it leaves what it finishes in the scratch."""
@@ -44,7 +51,7 @@ class TraceWorker:
     provenance: Mapping[str, str]
     device: Device = "auto"
 
-    def start(self) -> Callable[[Prompt | Smaller], dict[str, Any]]:
+    def start(self) -> Callable[[Item], list[Found]]:
         import torch
 
         from interp.circuits.replacement_model import ReplacementModel
@@ -62,31 +69,85 @@ class TraceWorker:
         provenance = {**self.provenance, "model_fingerprint": hooked.fingerprint}
         return lambda item: self._within_memory(item, replacement, provenance)
 
-    def _within_memory(
-        self, item: Prompt | Smaller, rm: ReplacementModel, provenance: Mapping[str, str]
-    ) -> dict[str, Any]:
-        """A prompt, with as much of its budget as there is memory for."""
-        prompt, halvings = (item.prompt, item.halvings) if isinstance(item, Smaller) else (item, 0)
+    def _within_memory(self, item: Item, rm: ReplacementModel, provenance: Mapping[str, str]) -> list[Found]:
+        """A few prompts, with as much of their budget as there is memory for."""
+        prompts, halvings = (item.prompts, item.halvings) if isinstance(item, Smaller) else (item, 0)
         return within_memory(
             self.spec,
             halvings,
-            lambda spec: replace(self, spec=spec)._trace(prompt, _computer(rm, spec), provenance),
+            lambda spec: replace(self, spec=spec)._trace(prompts, _computer(rm, spec), provenance),
         )
 
-    def _trace(self, prompt: Prompt, computer: AttributionComputer, provenance: Mapping[str, str]) -> dict[str, Any]:
-        from interp.circuits.graph import AttributionGraph
+    def _trace(self, prompts: Group, computer: AttributionComputer, provenance: Mapping[str, str]) -> list[Found]:
+        """The row of each prompt, or why there is none; what befalls one that is alone is raised."""
+        if len(prompts) == 1:
+            return [self._alone(prompts[0], computer, provenance)]
+        found: dict[int, Found] = {}
+        asked: dict[int, Asked] = {}
+        for place, prompt in enumerate(prompts):
+            try:
+                asked[place] = asked_of(prompt.text, computer.rm.hooked, self.spec)
+            except InterpError as error:
+                found[place] = error
+        lengths = {place: len(each.ids) for place, each in asked.items()}
+        for batch in computer.rm.batches(lengths, self.spec.memory):
+            group = [(prompts[place], asked[place]) for place in batch]
+            found |= zip(batch, self._together(group, computer, provenance), strict=True)
+        return [found[place] for place in range(len(prompts))]
 
+    def _alone(self, prompt: Prompt, computer: AttributionComputer, provenance: Mapping[str, str]) -> dict[str, Any]:
         started = time.perf_counter()
         asked = asked_of(prompt.text, computer.rm.hooked, self.spec)
         state = computer.rm.build(asked.ids, memory=self.spec.memory)
         edges = computer.compute_full_graph(state, last_token=asked.last_token, row=prompt.row)
+        return self._write(prompt, asked, computer, state, edges, provenance, time.perf_counter() - started)
+
+    def _together(
+        self, group: Sequence[tuple[Prompt, Asked]], computer: AttributionComputer, provenance: Mapping[str, str]
+    ) -> Iterator[Found]:
+        """Prompts that go through the model together."""
+        started = time.perf_counter()
+        states = computer.rm.build_many([asked.ids for _, asked in group], memory=self.spec.memory)
+        built = [place for place, state in enumerate(states) if not isinstance(state, InterpError)]
+        computed = computer.compute_graphs(
+            [state for state in states if not isinstance(state, InterpError)],
+            last_tokens=[group[place][1].last_token for place in built],
+            rows=[group[place][0].row for place in built],
+        )
+        graphs = dict(zip(built, computed, strict=True))
+        share = (time.perf_counter() - started) / len(group)
+        for place, (prompt, asked) in enumerate(group):
+            state, edges = states[place], graphs.pop(place, None)
+            try:
+                if isinstance(state, InterpError):
+                    raise state
+                if edges is None or isinstance(edges, InterpError):
+                    raise edges or EngineError("a prompt was left out", value=prompt.id)
+                yield self._write(prompt, asked, computer, state, edges, provenance, share)
+            except InterpError as error:
+                yield error
+
+    def _write(
+        self,
+        prompt: Prompt,
+        asked: Asked,
+        computer: AttributionComputer,
+        state: ReplacementState,
+        edges: AttributionEdges,
+        provenance: Mapping[str, str],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Leave what is kept of a prompt in the scratch; `seconds` were spent on it before."""
+        from interp.circuits.graph import AttributionGraph
+
+        started = time.perf_counter()
         whole = AttributionGraph.from_edges(edges, slug=prompt.id, prompt=asked.text, provenance=provenance)
         graph = whole.prune(self.spec.prune.nodes, self.spec.prune.edges)
         self._keep(whole, graph)
         row = {
             **row_of(graph, asked.last_token),
             **self._faithfulness(prompt.id, computer, state, edges),
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds + time.perf_counter() - started,
             "status": "ok",
             "reason": None,
             "metadata": graph.metadata(),

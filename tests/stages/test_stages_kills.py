@@ -158,7 +158,8 @@ def assert_same_as_in_process(study: Study, found: dict[str, dict[str, Any]], fo
     scratch = Store.open(str(folder / "elsewhere")).scratch("trace", "sample")
     work = TraceWorker(study.model, dictionary_set(study, "mlp", {}), study.trace, scratch, {}, "cpu").start()
     for index in range(0, 200, 9):
-        row = work(Prompt.of(index, PROMPTS[index]))
+        (row,) = work([Prompt.of(index, PROMPTS[index])])
+        assert isinstance(row, dict)
         name = f"graphs/{row['slug']}.json"
         assert_same_graph(found[name], scratch.json(name))
 

@@ -244,11 +244,11 @@ def test_a_rerun_does_only_what_is_left(folder: Path, tmp_path: Path, monkeypatc
     traced: list[str] = []
     work = TraceWorker._trace
 
-    def failing(self: Any, prompt: Any, *rest: Any) -> Any:
+    def failing(self: Any, prompts: Any, *rest: Any) -> Any:
         if len(traced) == 2:
             raise KeyboardInterrupt
-        traced.append(prompt.text)
-        return work(self, prompt, *rest)
+        traced.extend(prompt.text for prompt in prompts)
+        return work(self, prompts, *rest)
 
     study = study_of(folder, tmp_path / "store", list(PROMPTS))
     with monkeypatch.context() as patched:
@@ -256,7 +256,7 @@ def test_a_rerun_does_only_what_is_left(folder: Path, tmp_path: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             run(study)
     with monkeypatch.context() as patched:
-        patched.setattr(TraceWorker, "_trace", lambda *a: traced.append(a[1].text) or work(*a))
+        patched.setattr(TraceWorker, "_trace", lambda *a: traced.extend(p.text for p in a[1]) or work(*a))
         run(study)
     assert sorted(traced) == sorted(PROMPTS)
     assert [row["status"] for row in lines(artifact(study, "trace").read("index.jsonl"))] == ["ok"] * 5
@@ -266,7 +266,7 @@ def test_a_rerun_does_only_what_is_left(folder: Path, tmp_path: Path, monkeypatc
 def test_what_is_torn_is_made_anew(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     traced: list[str] = []
     work = TraceWorker._trace
-    monkeypatch.setattr(TraceWorker, "_trace", lambda *a: traced.append(a[1].text) or work(*a))
+    monkeypatch.setattr(TraceWorker, "_trace", lambda *a: traced.extend(p.text for p in a[1]) or work(*a))
     study = study_of(folder, tmp_path / "store", list(PROMPTS[:3]))
 
     def killed(*_: Any) -> None:

@@ -91,7 +91,7 @@ def test_the_second_try_begins_when_the_first_has_given_back_its_memory() -> Non
 
 def test_each_death_halves_the_budget() -> None:
     prompt = Prompt.of(0, "a")
-    assert smaller(smaller(prompt)) == Smaller(prompt, 2)
+    assert smaller(smaller((prompt,))) == Smaller((prompt,), 2)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +133,8 @@ def test_wherever_it_runs_out(worker: TraceWorker, where: str, monkeypatch: pyte
     else:
         monkeypatch.setattr(place, name, once)
         work = worker.start()
-    row = work(Prompt.of(0, PROMPTS[1]))
-    assert row["status"] == "ok" and len(budgets) == 2
+    (row,) = work((Prompt.of(0, PROMPTS[1]),))
+    assert isinstance(row, dict) and row["status"] == "ok" and len(budgets) == 2
     if where == "build":
         assert budgets == [worker.spec.memory, worker.spec.memory // 2]
 
@@ -148,7 +148,7 @@ def test_after_a_death_the_budget_is_smaller(worker: TraceWorker, monkeypatch: p
         return build(*args, memory=memory)
 
     monkeypatch.setattr(ReplacementModel, "build", watched)
-    worker.start()(Smaller(Prompt.of(1, PROMPTS[1]), 2))
+    worker.start()(Smaller((Prompt.of(1, PROMPTS[1]),), 2))
     assert budgets == [worker.spec.memory // 4]
 
 
@@ -161,5 +161,5 @@ def test_a_worker_leaves_no_file_that_its_death_would_leave(
         raise AssertionError("a temporary folder")
 
     monkeypatch.setattr("tempfile.mkdtemp", made)
-    row = worker.start()(Prompt.of(2, PROMPTS[1]))
+    (row,) = worker.start()((Prompt.of(2, PROMPTS[1]),))
     assert f"graphs/{row['slug']}.safetensors" in worker.scratch.list("graphs/")

@@ -20,7 +20,7 @@ from interp.stages.trace_worker import TraceWorker
 from interp.store import Store
 
 LONG = "x = " + "self" * 40
-WORK = TraceWorker._trace
+WORK = TraceWorker._alone
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: dict[str, Exception]) -> li
             raise errors[prompt.text]
         return WORK(self, prompt, *rest)
 
-    monkeypatch.setattr(TraceWorker, "_trace", work)
+    monkeypatch.setattr("interp.stages.trace._TOGETHER", 1)
+    monkeypatch.setattr(TraceWorker, "_alone", work)
     return traced
 
 
@@ -148,7 +149,7 @@ def test_what_was_there_stays_until_the_rest_is_done_and_a_kill_loses_nothing(
         return WORK(self, prompt, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(TraceWorker, "_trace", killed)
+        patched.setattr(TraceWorker, "_alone", killed)
         retry(study)
     assert artifact(study, "trace").manifest == before.manifest and run(study).stage("trace").cached
     before.verify()
