@@ -7,9 +7,12 @@ import io
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from interp.errors import SourceError
+from interp.sources.folders import explained
 
 
 def read_direction(source: str, width: int) -> Float[Tensor, "d_model"]:
@@ -19,19 +22,13 @@ def read_direction(source: str, width: int) -> Float[Tensor, "d_model"]:
         SourceError: the file cannot be read, or holds no vector of this width.
     """
     import fsspec
-    from safetensors.torch import load
 
     expected = f"one vector of {width} numbers in a .npy or .safetensors file"
+    with explained(source), fsspec.open(source, "rb") as stream:
+        content = stream.read()
     try:
-        with fsspec.open(source, "rb") as stream:
-            content = stream.read()
-        if source.endswith(".npy"):
-            if not content.startswith(b"\x93NUMPY"):
-                raise ValueError("it does not begin as a .npy file does")
-            tensors = [torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))]
-        else:
-            tensors = list(load(content).values())
-    except Exception as error:
+        tensors = _array(content) if source.endswith(".npy") else list(load(content).values())
+    except (ValueError, TypeError, EOFError, SafetensorError) as error:
         raise SourceError("the direction cannot be read", value=f"{source}: {error}", expected=expected) from error
     if len(tensors) != 1 or tensors[0].numel() != width or not tensors[0].is_floating_point():
         found = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors) or "nothing"
@@ -42,3 +39,9 @@ def read_direction(source: str, width: int) -> Float[Tensor, "d_model"]:
     if not bool(vector.any()):
         raise SourceError("the direction is 0 everywhere", value=source, expected=expected)
     return vector
+
+
+def _array(content: bytes) -> list[Tensor]:
+    if not content.startswith(b"\x93NUMPY"):
+        raise ValueError("it does not begin as a .npy file does")
+    return [torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))]

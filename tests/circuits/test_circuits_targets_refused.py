@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, str]], TargetSpec], type[InterpErro
     "zeros": (lambda f: DirectionTarget(direction=f["zeros"]), SourceError, "0 everywhere"),
     "two tensors": (lambda f: DirectionTarget(direction=f["two"]), SourceError, "does not fit"),
     "no array": (lambda f: DirectionTarget(direction=f["text"]), SourceError, "does not begin"),
-    "no file": (lambda f: DirectionTarget(direction=f["absent"]), SourceError, "cannot be read"),
+    "no file": (lambda f: DirectionTarget(direction=f["absent"]), SourceError, "no such file"),
     "no such MLP": (lambda f: features("layers.9.mlp", 1), DictionaryError, "does not have"),
     "no MLP": (lambda f: features("layers.1.resid_post", 1), DictionaryError, "does not have"),
     "no such latent": (lambda f: features("layers.1.mlp", cases.LATENTS), DictionaryError, "no such feature"),

@@ -77,6 +77,10 @@ def write_config(folder: Path, kind: str = "transcoder_set", **said: Any) -> Non
     (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
 
 
+def layers(**options: Any) -> list[dict[str, np.ndarray]]:
+    return [arrays(seed, **options) for seed in range(3)]
+
+
 def write_set(folder: Path, layers: list[dict[str, ndarray]], **said: Any) -> Path:
     write_config(folder, **said)
     for i, layer in enumerate(layers):
