@@ -94,11 +94,7 @@ class AttentionPull:
         """
         n_targets, n_pos, d_model = gradient.shape
         n_kv, shared, d_head = self._heads
-        if made_of is None:
-            heads = F.linear(gradient, self.w_o)
-        else:
-            heads = torch.bmm(made_of.shares, F.linear(made_of.vectors, self.w_o))
-        heads = heads.view(n_targets, n_pos, n_kv, shared, d_head).permute(2, 3, 1, 0, 4)
+        heads = by_head(gradient, made_of, self.w_o).view(n_targets, n_pos, n_kv, shared, d_head).permute(2, 3, 1, 0, 4)
         heads = heads.reshape(n_kv, shared, n_pos, -1)
         values = gradient.new_empty(n_targets, n_pos, n_kv, d_head)
         for first in range(0, n_pos, _KEYS_AT_ONCE):
@@ -135,6 +131,15 @@ class AttentionPull:
             mixed = self._scaled(slice(query, query + 1), everywhere)[:, 0].T[:, :, None] * values
             paths[query] = (mixed.flatten(1) @ self.w_o).T
         return paths
+
+
+def by_head(
+    gradient: Float[Tensor, "target pos d_model"], made_of: Shares | None, w_o: Float[Tensor, "heads_e d_model"]
+) -> Float[Tensor, "target pos heads_e"]:
+    """Gradients on what attention writes, head by head; few vectors are projected in place of many gradients."""
+    if made_of is None:
+        return F.linear(gradient, w_o)
+    return torch.bmm(made_of.shares, F.linear(made_of.vectors, w_o))
 
 
 def mlp_paths(

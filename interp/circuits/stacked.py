@@ -26,7 +26,7 @@ from torch import Tensor
 from interp.circuits.descent import DenseRows, Descent
 from interp.circuits.joined import Columns, join, join_targets, rows_of_prompt
 from interp.circuits.nodes import NodeIndex, NodeKind
-from interp.circuits.pull import AttentionPull, Shares
+from interp.circuits.pull import AttentionPull, Shares, by_head
 from interp.circuits.state import FrozenLayer, ReplacementState
 from interp.circuits.targets import Targets
 
@@ -145,11 +145,7 @@ class StackedPull(AttentionPull):
         """`add_to`, each target by its own prompt's pattern."""
         n_targets, n_pos, d_model = gradient.shape
         n_kv, shared, d_head = self._heads
-        if made_of is None:
-            heads = F.linear(gradient, self.w_o)
-        else:
-            heads = torch.bmm(made_of.shares, F.linear(made_of.vectors, self.w_o))
-        heads = heads.view(n_targets, n_pos, n_kv, shared, d_head).permute(0, 2, 3, 1, 4)
+        heads = by_head(gradient, made_of, self.w_o).view(n_targets, n_pos, n_kv, shared, d_head).permute(0, 2, 3, 1, 4)
         pattern = self.scaled[:, :, :n_pos, :n_pos].transpose(2, 3)[prompts]
         pattern = pattern.view(n_targets, n_kv, shared, n_pos, n_pos).transpose(2, 3)
         mixed = torch.bmm(

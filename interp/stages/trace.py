@@ -29,6 +29,7 @@ from contextlib import closing
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from interp.circuits.memory import MOST_PROMPTS, MOST_STRETCH
 from interp.errors import EngineError, InterpError, PromptError, SpecError, StoreError
 from interp.plan.versions import VERSIONS
 from interp.sources.prompts import Prompt
@@ -58,7 +59,7 @@ VERSION = VERSIONS["trace"]
 logger = logging.getLogger(__name__)
 
 _WINDOW_S = 60.0
-_TOGETHER, _GROUPS_EACH, _MOST_STRETCH = 8, 2, 1.25
+_GROUPS_EACH = 2
 _SHORT_TEXT, _FEW_FEATURES = 1024, 2048
 """Characters, and features with a row: with more, prompts are not faster together (`interp.circuits.lockstep`)."""
 
@@ -165,13 +166,13 @@ def groups_of(prompts: Sequence[Prompt], max_features: int | None, actors: int) 
 
     There are some groups for each actor, so that none is idle while another has much left.
     """
-    size = min(_TOGETHER, -(-len(prompts) // (_GROUPS_EACH * actors)))
+    size = min(MOST_PROMPTS, -(-len(prompts) // (_GROUPS_EACH * actors)))
     if max_features is None or max_features > _FEW_FEATURES:
         size = 1
     groups = list[list[Prompt]]()
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.text)):
         last = groups[-1] if groups else []
-        like = last and len(prompt.text) <= min(_SHORT_TEXT, _MOST_STRETCH * len(last[0].text))
+        like = last and len(prompt.text) <= min(_SHORT_TEXT, MOST_STRETCH * len(last[0].text))
         if like and len(last) < size:
             last.append(prompt)
         else:

@@ -60,7 +60,7 @@ def test_graphs_of_a_group_are_those_of_its_prompts(
     run(study)
     assert max(together) > 1
     together.clear()
-    monkeypatch.setattr("interp.stages.trace._TOGETHER", 1)
+    monkeypatch.setattr("interp.stages.trace.MOST_PROMPTS", 1)
     run(other)
     assert set(together) <= {0, 1}
     for row, alone in zip(rows_of(study), rows_of(other), strict=True):

@@ -55,7 +55,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: dict[str, Exception]) -> li
             raise errors[prompt.text]
         return WORK(self, prompt, *rest)
 
-    monkeypatch.setattr("interp.stages.trace._TOGETHER", 1)
+    monkeypatch.setattr("interp.stages.trace.MOST_PROMPTS", 1)
     monkeypatch.setattr(TraceWorker, "_alone", work)
     return traced
 
