@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check format lint types contracts bench bench-peers tiny-model clean help
+.PHONY: demo test test-kernels check format lint types contracts bench bench-peers bench-dictionaries bench-interchange tiny-model clean help
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 22
 
 # The stamp makes a second call free; a changed lock or pyproject installs again.
 $(STAMP): requirements.lock pyproject.toml
@@ -24,6 +24,10 @@ demo: $(STAMP)   ## one study, from a trained transformer to attribution graphs
 
 test: $(STAMP)   ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-kernels: $(STAMP)  ## the Triton kernels: on a GPU, else in Triton's interpreter (an install of its own, below .triton)
+	test -d .triton/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton triton==3.9.0
+	PYTHONPATH=.triton $(BIN)/python -m pytest tests/dictionaries/test_dictionary_triton.py
 
 check: format lint types contracts  ## everything static: format, lint, types, import contracts
 
@@ -46,6 +50,16 @@ bench-peers: $(STAMP)  ## the same graphs by circuit-tracer and by interp: PEER_
 	@test -n "$(PEER_CIRCUIT_TRACER)" \
 	  || { echo "name the python of circuit-tracer's environment: make bench-peers PEER_CIRCUIT_TRACER=..." >&2; exit 1; }
 	$(BIN)/python -m benchmarks.circuit_tracer --peer $(PEER_CIRCUIT_TRACER)
+
+# Pythons of the peers' environments, as many as there are: PEER_SPARSIFY=, PEER_SAELENS=, PEER_DICTIONARY_LEARNING=
+PEERS = $(if $(PEER_SPARSIFY),--sparsify $(PEER_SPARSIFY)) $(if $(PEER_SAELENS),--saelens $(PEER_SAELENS)) \
+        $(if $(PEER_DICTIONARY_LEARNING),--dictionary-learning $(PEER_DICTIONARY_LEARNING))
+
+bench-dictionaries: $(STAMP)  ## train beside sparsify, SAELens and dictionary_learning, on the same tokens: PEER_SPARSIFY=...
+	$(BIN)/python -m benchmarks.dictionaries $(PEERS)
+
+bench-interchange: $(STAMP)  ## each other's checkpoints, in each other's programs: PEER_SPARSIFY=...
+	$(BIN)/python -m benchmarks.peers.interchange $(PEERS)
 
 tiny-model: $(STAMP)  ## train the SplitLlama that ships with the package, again
 	$(BIN)/python tools/train_tiny_model.py

@@ -1,13 +1,17 @@
 """Harvest: tokens a second against the bare forward pass to the same layer.
 
 The floor is the model's own modules up to the last hook point that is needed, stopped there by one plain PyTorch hook
-that raises: nothing is read, nothing is kept. Against it: `run_with_cache`, which reads every hook point, and the full
-forward with the head, which is what harvesting costs without an early stop.
+that raises: nothing is read, nothing is kept. Its linear layers go where `run_with_cache` sends its own
+(`interp.models.products`), so the ratio is what reading costs; `mkl_to_layer` is the same pass as torch runs it by
+itself. Against it: `run_with_cache`, which reads every hook point, and the full forward with the head, which is what
+harvesting costs without an early stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.timing import side_by_side
+from interp.models.products import fast_linears
 from interp.wrapper import HookedModel
 
 ROWS, CONTEXT = 8, 128
@@ -24,8 +29,12 @@ class _Stop(Exception):
     """The last module has run."""
 
 
-def bare_forward(hooked: HookedModel, last: str, ids: Tensor) -> Callable[[], None]:
-    """The forward pass up to the block of a hook point, and nothing more."""
+def bare_forward(hooked: HookedModel, last: str, ids: Tensor, fast: bool = True) -> Callable[[], None]:
+    """The forward pass up to the block of a hook point, and nothing more.
+
+    Args:
+        fast: with linear layers where `run_with_cache` sends them; else as torch runs them by itself.
+    """
     layer = hooked.topology.layer_of(last)
     paths = [
         f"{group.path}.{i}"
@@ -33,6 +42,7 @@ def bare_forward(hooked: HookedModel, last: str, ids: Tensor) -> Callable[[], No
         for i in range(len(hooked.model.get_submodule(group.path)))
     ]
     block = hooked.model.get_submodule(paths[layer])
+    linears = partial(fast_linears, next(hooked.model.parameters()), ids.numel())
 
     def stop(*_: Any) -> None:
         raise _Stop
@@ -40,7 +50,7 @@ def bare_forward(hooked: HookedModel, last: str, ids: Tensor) -> Callable[[], No
     def forward() -> None:
         handle = block.register_forward_hook(stop)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), linears() if fast else nullcontext():
                 hooked.model(ids, use_cache=False)
         except _Stop:
             pass
@@ -63,13 +73,15 @@ def compare(hooked: HookedModel, hooks: list[str]) -> dict[str, Any]:
     seconds = side_by_side(
         {
             "bare_to_layer": bare_forward(hooked, last, ids),
+            "mkl_to_layer": bare_forward(hooked, last, ids, fast=False),
             "run_with_cache": lambda: hooked.run_with_cache(ids, hooks),
             "full_forward": full,
         }
     )
     rates = {f"{name}_tokens_per_s": round(ROWS * CONTEXT / value) for name, value in seconds.items()}
     return {"hooks": len(hooks), "last": last, **rates} | {
-        "ratio_to_bare": round(seconds["bare_to_layer"] / seconds["run_with_cache"], 3)
+        "ratio_to_bare": round(seconds["bare_to_layer"] / seconds["run_with_cache"], 3),
+        "ratio_to_mkl": round(seconds["mkl_to_layer"] / seconds["run_with_cache"], 3),
     }
 
 

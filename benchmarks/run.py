@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, printed and kept in benchmarks/results/ with date, device and versions.
 
-    python -m benchmarks.run [harvest fit trace engine actors | long_prompt] [--threads N]
+    python -m benchmarks.run [harvest fit shuffle trace engine actors | long_prompt kernels] [--threads N]
 
 Figures are ratios against a floor measured in the same run: absolute rates do not carry over to another machine.
 """
@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.timing import machine
 
-BENCHMARKS = ("harvest", "fit", "trace", "engine", "actors")
-BY_HAND = ("long_prompt",)
+BENCHMARKS = ("harvest", "fit", "shuffle", "trace", "engine", "actors")
+BY_HAND = ("long_prompt", "kernels")
 """Those that are run only when they are named."""
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,7 +1,7 @@
 """Copy what a run made out of its store, under names that people look for.
 
 <folder>/dictionaries/<name>/<place>/weights.safetensors, config.json
-<folder>/evaluation.json
+<folder>/evaluation.json, similarity.json, pareto.svg, pareto-ce.svg, density.svg
 <folder>/graphs/<slug>.json, .safetensors, graph-metadata.json, index.jsonl, .parquet, failed.jsonl, features.parquet
 <folder>/graphs/faithfulness/<slug>.json
 
@@ -47,7 +47,7 @@ def _target(stage: str, name: str) -> str | None:
     """Where a file of an artifact goes; None for one that stays in the store."""
     if stage == "fit" and name.endswith(("/weights.safetensors", "/config.json")):
         return f"dictionaries/{name}"
-    if stage == "evaluate" and name == "evaluation.json":
+    if stage == "evaluate" and name.endswith((".json", ".svg")):
         return name
     if (
         stage == "trace"

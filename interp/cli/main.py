@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("interp.cli.study:validate", "Check study files, and that the model has the hook points they name."),
     "trace": ("interp.cli.run:trace", "Trace prompts with dictionaries that are there already."),
     "intervene": ("interp.cli.intervene:intervene", "Hold features at other values and see what the model says."),
+    "eval": ("interp.cli.eval:evaluate", "Compare dictionaries, ours or of other programs, on the same tokens."),
     "artifacts": ("interp.cli.artifacts:app", "Look into a store: ls, show, get, verify, gc."),
     "convert": ("interp.cli.convert:convert", "Rewrite dictionaries of one program as another's."),
     "schema": ("interp.cli.study:schema", "Print the JSON Schema of the study file, for editors."),

@@ -225,7 +225,7 @@ def _print_summary(summary: RunSummary, exported: list[Path], how: How) -> None:
         _print_top_features(stage.figures.get("top_features", ()))
     print_line(f"{summary.seconds:.1f} s in all. Where to look:")
     for stage in summary.stages:
-        print_line(f"  {stage.stage:<9} {stage.url}  ({_LOOK.get(stage.stage, '')})")
+        print_line(f"  {stage.stage:<11} {stage.url}  ({_LOOK.get(stage.stage, '')})")
     for path in exported:
         print_line(f"  copied to {path}")
     for stage in summary.stages:
@@ -256,8 +256,9 @@ def _print_top_features(features: Sequence[Mapping[str, Any]]) -> None:
 
 _LOOK = {
     "corpus": "tokens, packed",
-    "fit": "one folder a dictionary, metrics.jsonl, tensorboard",
-    "evaluate": "evaluation.json, evaluation.parquet",
+    "activations": "one folder a hook point, index.json",
+    "fit": "one folder a dictionary, metrics.jsonl, and tensorboard if fit.log has it",
+    "evaluate": "evaluation.json and .parquet, pictures, similarity.json if it was measured",
     "trace": "graphs/*, index.parquet and .jsonl, features.parquet, failed.jsonl",
 }
 

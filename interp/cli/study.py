@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.budget import (
+    as_written,
+    budget_json,
+    fit_budget,
+    found_at,
+    known_from,
+    print_budget,
+    print_costs,
+    print_written,
+)
 from interp.cli.console import (
     error_json,
     exit_code,
@@ -28,6 +40,23 @@ if TYPE_CHECKING:
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="a study in YAML")]
 StudyFiles = Annotated[list[Path], typer.Argument(metavar="STUDY...", help="studies in YAML")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+GpuName = Annotated[
+    str | None, typer.Option("--gpu", help="also what the fit takes on such GPUs: h100-80g, h200-141g, ..., cpu")
+]
+Utilisation = Annotated[
+    float, typer.Option("--utilisation", min=0.01, max=1.0, help="share of a GPU's peak that products reach")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="training workers; default: as few as hold the dictionaries")
+]
+Harvesters = Annotated[
+    int | None, typer.Option("--harvesters", min=1, help="default: as few as keep up with the workers")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="the model's config.json, where the model is out of reach: costs, and no keys"),
+]
 
 _KEY_SHOWN = 12
 
@@ -62,20 +91,46 @@ def validate(
         raise typer.Exit(worst)
 
 
-def plan(study: StudyFile, as_json: AsJson = False) -> None:
+def plan(
+    study: StudyFile,
+    gpu: GpuName = None,
+    utilisation: Utilisation = 0.35,
+    workers: Workers = None,
+    harvesters: Harvesters = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the stages of a study: keys, what is cached, what the rest will cost.
 
-    FLOPs, bytes and memory (of the largest process) are estimates from the model's configuration.
+    FLOPs, bytes and memory (of the largest process) are estimates from the model's configuration. With --gpu also how
+    many GPUs a fit takes, how it is shared among them, and for how long.
     """
-    from interp.plan import make_plan
-    from interp.store import Store
-
     loaded = load_study(study)
-    made = make_plan(loaded, Store.open(loaded.store))
-    if as_json:
-        print_json(json.loads(made.to_json()))
+    if config is None:
+        from interp.plan import make_plan
+        from interp.store import Store
+
+        made = make_plan(loaded, Store.open(loaded.store))
+        told = json.loads(made.to_json())
+        shape, places = found_at(loaded)
+        table = partial(_print_plan, made)
     else:
-        _print_plan(made)
+        from interp.plan.cost import costs_of
+
+        shape, places = known_from(loaded, config)
+        costs = costs_of(loaded, shape, places)
+        told = {"stages": [{"stage": name, "cost": asdict(cost)} for name, cost in costs.items()]}
+        table = partial(print_costs, loaded.metadata.name, costs)
+    if gpu is None or not places:
+        return print_json(told) if as_json else table()
+    budget = fit_budget(loaded, shape, places, gpu, utilisation, workers, harvesters)
+    written = as_written(loaded, shape, places, budget) if workers is None and harvesters is None else None
+    if as_json:
+        return print_json({**told, "fit": budget_json(budget, written)})
+    table()
+    print_budget(budget)
+    if written is not None:
+        print_written(written, loaded.fit.workers, loaded.fit.harvesters)
 
 
 def schema(as_json: Annotated[bool, typer.Option("--json", help="the schema is JSON in any case")] = False) -> None:
@@ -97,7 +152,13 @@ def _described(study: Study, format_only: bool) -> dict[str, Any]:
 
 
 def _stages(study: Study) -> list[str]:
-    wanted = {"corpus": True, "fit": study.trained, "evaluate": study.evaluate, "trace": study.trace}
+    wanted = {
+        "corpus": True,
+        "activations": study.trained and study.fit.cache,
+        "fit": study.trained,
+        "evaluate": study.evaluate,
+        "trace": study.trace,
+    }
     return [name for name, there in wanted.items() if there]
 
 

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.dictionaries import kernels
+from interp.dictionaries import kernels, products
 from interp.dictionaries.codes import Codes
 from interp.dictionaries.kernels import Pattern
 from interp.spec.base import SpecModel
@@ -63,7 +62,7 @@ class Activation(nn.Module, ABC):
 
     def codes(self, x: Float[Tensor, "batch d_in"], W_enc: Tensor, bias: Tensor, b_enc: Tensor) -> Codes:
         """Activations in training; `bias` is b_enc with the pre-bias folded in."""
-        pre = F.linear(x, W_enc, bias)
+        pre = products.linear(x, W_enc, bias)
         return Codes(self(pre, b_enc), pre=pre)
 
     def linear(self, latents: Int[Tensor, "n"], b_enc: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -94,6 +93,9 @@ class Activation(nn.Module, ABC):
     def shift_(self, amount: Float[Tensor, "n_latents"]) -> None:
         """Adapt to `amount` having moved from W_enc x into b_enc, where z is their sum."""
 
+    def warm_up_(self, progress: float, start: int) -> None:
+        """Training is so far, from 0 to 1, on the way from `start` latents a token to as many as inference keeps."""
+
     def observe(self, codes: Codes) -> Float[Tensor, "2"] | None:
         """A (sum, count) of this micro-batch that `learn` needs; they are added up over micro-batches and workers."""
         return None
@@ -107,7 +109,21 @@ class Activation(nn.Module, ABC):
         """Project the parameters onto what is allowed, after an optimiser step."""
 
 
-class TopKActivation(Activation):
+class _KeepsK(Activation):
+    """Keeps k latents a token. `k` is training's, which a warm-up lets fall to the spec's; inference has the spec's."""
+
+    spec: TopK | BatchTopK
+
+    def __init__(self, spec: TopK | BatchTopK, n_latents: int):
+        super().__init__(spec, n_latents)
+        self.k = spec.k
+
+    def warm_up_(self, progress: float, start: int) -> None:
+        start = max(self.spec.k, min(start, self.n_latents))
+        self.k = round(start + progress * (self.spec.k - start))
+
+
+class TopKActivation(_KeepsK):
     """The k largest of each token."""
 
     spec: TopK
@@ -116,21 +132,19 @@ class TopKActivation(Activation):
         self, pre: Float[Tensor, "*batch n_latents"]
     ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
         """(values, indices) of the k largest pre-activations, unsorted."""
-        values, indices = pre.topk(self.spec.k, dim=-1, sorted=False)
-        return values, indices
+        return kernels.top_k(pre, self.spec.k)
 
     def forward(self, pre: Tensor, b_enc: Tensor) -> Tensor:
         values, indices = self.select(pre)
         return torch.zeros_like(pre).scatter(-1, indices, values.relu())
 
     def codes(self, x: Tensor, W_enc: Tensor, bias: Tensor, b_enc: Tensor) -> Codes:
-        with torch.no_grad():
-            values, indices = self.select(F.linear(x, W_enc, bias))
+        values, indices = kernels.largest(x, W_enc, bias, self.k)
         pattern = Pattern.of_indices(indices, self.n_latents)
         return Codes(kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu(), pattern)
 
 
-class BatchTopKActivation(Activation):
+class BatchTopKActivation(_KeepsK):
     """The k * n largest of n tokens; at inference, what is above the learned threshold.
 
     The threshold is a mean over steps whose window grows with the run: step t weighs 10 / (t + 10), and at least 1 %.
@@ -149,9 +163,9 @@ class BatchTopKActivation(Activation):
 
     def codes(self, x: Tensor, W_enc: Tensor, bias: Tensor, b_enc: Tensor) -> Codes:
         with torch.no_grad():
-            pre = F.linear(x, W_enc, bias).flatten()
-            flat = pre.topk(self.spec.k * len(x), sorted=False).indices.sort().values
-            values = pre[flat]
+            pre = products.affine(x, W_enc, bias).flatten()
+            flat = kernels.top_k(pre, self.k * len(x))[1].sort().values
+            values = pre.index_select(0, flat).to(x.dtype)
         pattern = Pattern.of_flat(flat, len(x), self.n_latents)
         return Codes(kernels.encode(x, W_enc, bias, values, pattern).relu(), pattern)
 

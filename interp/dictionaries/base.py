@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from interp.dictionaries import products
 from interp.dictionaries.activations import Activation, TopKActivation, build_activation
 from interp.dictionaries.codes import Codes
 from interp.dictionaries.config import DictionaryConfig
@@ -112,6 +113,8 @@ class SparseDictionary(Dictionary):
             raise DictionaryError(
                 "this dictionary has a skip path, and its input was not given", remedy="call decode(activations, x)"
             )
+        if products.working(self.W_skip) is not None:
+            return decoded + products.linear(x, self.W_skip, torch.zeros_like(self.b_dec)) + self.b_dec
         return decoded + F.linear(x, self.W_skip, self.b_dec)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -124,7 +127,10 @@ class SparseDictionary(Dictionary):
 
     def codes(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Activations in training, sparse where the kind is."""
-        return self.activation.codes(x, self.W_enc, self.encoder_bias(), self.b_enc)
+        if not self.has_pre_bias:
+            return self.activation.codes(x, self.W_enc, self.b_enc, self.b_enc)
+        bias = products.pre_bias(self.b_enc, self.W_enc, self.b_dec)
+        return self.activation.codes(x - self.b_dec.detach(), self.W_enc, bias, self.b_enc)
 
     # --- as any dictionary
 

@@ -8,12 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.dictionaries import kernels
+from interp.dictionaries import kernels, products
+from interp.dictionaries.kernel_choice import preferred
 from interp.dictionaries.kernels import Pattern
-
-_SPARSE = 1 / 16
-"""Share of active entries below which a sparse product is the faster one: 5 to 25 times where 0.4 % are active, and
-as fast as the dense one where 25 % are, for 6 decoders of [8192, 512] on one CPU core."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +26,21 @@ class Codes:
     pre: Float[Tensor, "batch n_latents"] | None = None
 
     @classmethod
-    def of_dense(cls, activations: Float[Tensor, "batch n_latents"]) -> Codes:
-        """Of activations that are all there, as a pattern if few of them are active."""
+    def of_dense(cls, activations: Float[Tensor, "batch n_latents"], d: int) -> Codes:
+        """Of activations that are all there, as a pattern if so few are active that sparse products with decoders of
+        width `d` are the faster ones."""
         batch, n_latents = activations.shape
         entries = activations.flatten()
         active = entries.nonzero().squeeze(1)
-        if len(active) > _SPARSE * len(entries):
+        share = len(active) / max(1, len(entries))
+        if preferred(entries.device, share, d, entries.dtype) == "dense":
             return cls(activations)
         return cls(entries[active], Pattern.of_flat(active, batch, n_latents))
 
     def decode(self, W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "batch d_out"]:
         """The weighted sum of decoder rows, without the bias."""
         if self.pattern is None:
-            return self.values @ W_dec
+            return products.combine(self.values, W_dec)
         return kernels.decode(self.values, self.pattern, W_dec)
 
     def fired(self) -> Int[Tensor, "n_latents"]:
@@ -49,4 +48,5 @@ class Codes:
         active = self.values.detach() > 0
         if self.pattern is None:
             return active.sum(0)
-        return torch.bincount(self.pattern.latents[active], minlength=self.pattern.n_latents)
+        counts = torch.zeros(self.pattern.n_latents, dtype=torch.int32, device=active.device)
+        return counts.index_add_(0, self.pattern.latents, active.int())

@@ -55,6 +55,9 @@ class DictionaryConfig(SpecModel):
     d_out: PositiveCount
     n_latents: PositiveCount
     activation: ActivationSpec
+    matryoshka: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(), description="shares of the latents that were trained to reconstruct the target by themselves"
+    )
     dtype: Dtype = "float32"
     model: ModelIdentity | None = Field(None, description="absent only in memory: a file always names its model")
     normalization: Normalization = Normalization()
@@ -69,7 +72,17 @@ class DictionaryConfig(SpecModel):
                 f"{self.hook_out} of width {self.d_out}"
             )
         _require_enough(self.activation, self.n_latents)
+        if self.matryoshka and (self.matryoshka[-1] != 1 or min(self.group_sizes) < 1):
+            raise ValueError(
+                f"matryoshka={list(self.matryoshka)} is not rising numbers of the {self.n_latents} latents, all at last"
+            )
         return self
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Of a nested dictionary: how many latents each prefix has more than the one before it."""
+        ends = [round(share * self.n_latents) for share in self.matryoshka]
+        return tuple(after - before for before, after in pairwise([0, *ends])) if ends else ()
 
     @property
     def at(self) -> str:

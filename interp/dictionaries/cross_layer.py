@@ -132,7 +132,8 @@ class CrossLayerTranscoder(Dictionary, registered=True):
         return self.encode(place, x)
 
     def decode_from(self, place: int, activations: Tensor, x: Tensor) -> list[Tensor]:
-        codes = Codes.of_dense(activations.reshape(-1, activations.shape[-1]))
+        flat = activations.reshape(-1, activations.shape[-1])
+        codes = Codes.of_dense(flat, max(decoder.shape[-1] for decoder in self.decoders(place)))
         own, *later = (
             codes.decode(decoder).reshape(*activations.shape[:-1], decoder.shape[-1])
             for decoder in self.decoders(place)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.dictionaries import products
 from interp.dictionaries.activations import PenaltyInputs
 from interp.dictionaries.codes import Codes
 from interp.dictionaries.cross_layer import CrossLayerTranscoder
@@ -105,7 +106,7 @@ def _penalty(
         frozen = [clt.b_dec(j).detach() for j in range(clt.n_places)]
         for i, gate in enumerate(opened):
             for j, decoder in enumerate(clt.decoders(i), start=i):
-                frozen[j] = frozen[j] + gate @ decoder.detach()
+                frozen[j] = frozen[j] + products.combine(gate, decoder, frozen=True)
         penalties.append(_mean_share([y - y_hat for y, y_hat in zip(ys, frozen, strict=True)], variances))
     return torch.stack(penalties).sum() if penalties else None
 

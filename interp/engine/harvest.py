@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -21,10 +22,12 @@ class Harvester:
 
     Args:
         device: where the model runs.
+        hooks: the hook points to read; by default all that the job's dictionaries need.
     """
 
-    def __init__(self, job: FitJob, device: str):
+    def __init__(self, job: FitJob, device: str, hooks: Sequence[str] | None = None):
         self.job, self.device = job, device
+        self.hooks = job.plan.hooks if hooks is None else tuple(hooks)
 
     @cached_property
     def hooked(self) -> HookedModel:
@@ -42,5 +45,5 @@ class Harvester:
     def activations(self, ids: Int32[ndarray, "rows context"], tokens: int) -> dict[str, Float[Tensor, "tokens d"]]:
         """One forward pass; the filling after the last of `tokens` is cut off (it is causal, so nothing saw it)."""
         batch = torch.from_numpy(np.array(ids, dtype=np.int64)).to(self.device)
-        cache = self.hooked.run_with_cache(batch, self.job.plan.hooks)
-        return {hook: cache[hook].flatten(0, 1)[:tokens] for hook in self.job.plan.hooks}
+        cache = self.hooked.run_with_cache(batch, self.hooks)
+        return {hook: cache[hook].flatten(0, 1)[:tokens] for hook in self.hooks}

@@ -1,7 +1,10 @@
-"""Which tokens go where: the micro-batches of a fit in the order in which they are dealt to the training workers.
+"""Which tokens go where: the micro-batches of a fit, by the training worker that they are dealt to.
 
 Known beforehand and from the plan alone, so that neither the number of workers nor a resume changes what is computed.
 Loads no torch: processes that only deal out tokens stay small.
+
+A stream carries bundles: neighbouring micro-batches of one replica, all of one step. Bundle i is replica
+(i mod replicas)'s, so bundles can be dealt out in turn.
 """
 
 from __future__ import annotations
@@ -17,17 +20,14 @@ if TYPE_CHECKING:
     from interp.corpus.tokens import TokenBlocks
     from interp.training.plan import FitPlan
 
+BUNDLE_TOKENS = 4096
+"""As many tokens as fit make a bundle, or one micro-batch: each costs Ray Data some milliseconds to pass on."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A place in the stream of activations. One without tokens fills up the last step, so that all workers get alike.
+    """A cut of the tokens: its step, and its tokens by their place in the corpus."""
 
-    Attributes:
-        index: counted from the first step.
-        start, stop: its tokens, by their place in the corpus.
-    """
-
-    index: int
     step: int
     start: int
     stop: int
@@ -37,17 +37,42 @@ class MicroBatch:
         return self.stop - self.start
 
 
-def micro_batches(plan: FitPlan, world: int, first_step: int = 0) -> Iterator[MicroBatch]:
-    """All micro-batches from `first_step` on, in the order in which they are dealt to `world` workers, one to each.
+@dataclass(frozen=True)
+class Bundle:
+    """Micro-batches that travel together; in the last step there may be none, so that all replicas get as many bundles.
 
-    `batch_tokens` is a whole number of rounds, so micro-batch i of a step is worker (i mod world)'s: `plan.share`.
+    Attributes:
+        index: counted from the first step.
     """
-    index = first_step * (plan.batch_tokens // plan.micro_tokens)
+
+    index: int
+    micros: tuple[MicroBatch, ...]
+
+
+def dealt(plan: FitPlan, replica: int, replicas: int, first_step: int = 0) -> Iterator[MicroBatch]:
+    """The micro-batches of one replica from `first_step` on: `plan.share`."""
     for step in range(first_step, plan.n_steps):
-        batches = plan.micro_batches(step)
-        for tokens in batches + [range(0)] * (-len(batches) % world):
-            yield MicroBatch(index, step, tokens.start, tokens.stop)
-            index += 1
+        for tokens in plan.share(step, replica, replicas):
+            yield MicroBatch(step, tokens.start, tokens.stop)
+
+
+def bundles(plan: FitPlan, replicas: int, first_step: int = 0) -> Iterator[Bundle]:
+    """All bundles from `first_step` on, one to each replica in turn.
+
+    `batch_tokens` is a whole number of rounds of micro-batches, so replicas have equally many in all but the last step.
+    """
+    rounds = plan.batch_tokens // plan.micro_tokens // replicas
+    size = max(1, BUNDLE_TOKENS // plan.micro_tokens)
+    turns = -(-rounds // size)
+    for step in range(first_step, plan.n_steps):
+        shares = [
+            [MicroBatch(step, t.start, t.stop) for t in plan.share(step, replica, replicas)]
+            for replica in range(replicas)
+        ]
+        for turn in range(turns):
+            for replica, share in enumerate(shares):
+                index = (step * turns + turn) * replicas + replica
+                yield Bundle(index, tuple(share[turn * size : (turn + 1) * size]))
 
 
 def rows_of(blocks: TokenBlocks, micro: MicroBatch) -> Int32[ndarray, "rows context"]:

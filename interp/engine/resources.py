@@ -7,7 +7,7 @@ actors of a job run at the same time, so a job that cannot hold them all at once
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interp.engine.base import Device
 from interp.errors import EngineError
@@ -77,6 +77,12 @@ def share(capacity: Capacity, processes: int, device: Device, what: str) -> Shar
     if cuda:
         gpus = 1.0 if capacity.elastic or processes <= capacity.gpus else 1 / math.ceil(processes / capacity.gpus)
     return Share(cpus, _floor(gpus), max(1, capacity.cores // processes))
+
+
+def with_threads(each: Share, capacity: Capacity, processes: int, part: float) -> Share:
+    """The share of `processes` that do `part` of the work, beside others: threads in proportion, rounded up, for a core
+    that waits for the slower side is worth more than one that is now and then shared."""
+    return replace(each, threads=max(1, math.ceil(capacity.cores * part / processes)))
 
 
 def _on_gpu(capacity: Capacity, device: Device) -> bool:

@@ -3,6 +3,7 @@
 from interp.eval.evaluation import DictionarySums, EvaluationSums, Evaluator
 from interp.eval.fidelity import BatchLosses, FidelitySums, LossSums, replacement, splice
 from interp.eval.reconstruction import ReconstructionSums
+from interp.eval.similarity import Overlap, Similarity, similarities
 from interp.eval.sparsity import SparsitySums
 
 __all__ = [
@@ -12,8 +13,11 @@ __all__ = [
     "Evaluator",
     "FidelitySums",
     "LossSums",
+    "Overlap",
     "ReconstructionSums",
+    "Similarity",
     "SparsitySums",
     "replacement",
+    "similarities",
     "splice",
 ]

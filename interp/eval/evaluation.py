@@ -1,7 +1,8 @@
 """All metrics of all dictionaries of a study over rows of tokens: a shard of rows in, sums that merge out.
 
-For each batch the model runs once as it is, which gives the activations at every hook point and the clean logits, and
-then three times for every dictionary and for every set of dictionaries together: spliced, zero-ablated, mean-ablated.
+For each batch the model runs once as it is, which gives the activations at every hook point and the clean logits; then
+once spliced for every dictionary and for every set of dictionaries together, and zero-ablated and mean-ablated once for
+each output, or outputs together, that they replace: sets at the same places share these two runs.
 A cross-layer transcoder counts as a dictionary at each of its places, and as a set.
 """
 
@@ -36,7 +37,7 @@ MODEL_METRICS = frozenset({"ce_recovered", "kl"})
 """Metrics that run the model with its activations changed."""
 
 _RECONSTRUCTION = frozenset({"fvu", "cosine"})
-_SPARSITY = frozenset({"l0", "dead"})
+_SPARSITY = frozenset({"l0", "dead", "density"})
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class DictionarySums:
             figures |= {"cosine": r.mean_cosine, "l2_ratio": r.mean_ratio} if "cosine" in wanted else {}
         if (s := self.sparsity) is not None:
             figures |= {"l0": s.l0} if "l0" in wanted else {}
-            figures |= _densities(s) if "dead" in wanted else {}
+            figures |= _dead(s) if "dead" in wanted else {}
+            figures |= _density(s) if "density" in wanted else {}
         if (f := self.fidelity) is not None:
             figures |= _cross_entropies(f) if "ce_recovered" in wanted else {}
             figures |= _divergences(f) if "kl" in wanted else {}
@@ -161,7 +163,7 @@ class Evaluator:
 
 
 class _ChangedRuns:
-    """The changed runs of one batch, and their losses."""
+    """The changed runs of one batch, and their losses. An ablation depends on the outputs alone, and is run once."""
 
     def __init__(
         self,
@@ -173,16 +175,21 @@ class _ChangedRuns:
         self._hooked, self._means, self._ids = evaluator.hooked, evaluator.means, ids
         self._losses = BatchLosses(logits, ids, mask, evaluator.hooked.softcapped)
         self._clean = FidelitySums(clean=self._losses.clean())
+        self._ablations: dict[frozenset[str], tuple[LossSums, LossSums]] = {}
 
     def fidelity(self, outputs: Sequence[str], spliced: Mapping[str, HookFunction]) -> FidelitySums:
         """The model's losses with `spliced`, and with all `outputs` of the dictionaries ablated."""
-        zero = torch.zeros((), device=self._ids.device)
-        return replace(
-            self._clean,
-            spliced=self._run(spliced),
-            zero=self._run(replacement(dict.fromkeys(outputs, zero))),
-            mean=self._run(replacement({name: self._means[name] for name in outputs})),
-        )
+        zero, mean = self._ablated(frozenset(outputs))
+        return replace(self._clean, spliced=self._run(spliced), zero=zero, mean=mean)
+
+    def _ablated(self, outputs: frozenset[str]) -> tuple[LossSums, LossSums]:
+        """The losses with zero, and with its mean, at each of the outputs."""
+        if outputs not in self._ablations:
+            zero = torch.zeros((), device=self._ids.device)
+            values = (dict.fromkeys(outputs, zero), {name: self._means[name] for name in outputs})
+            zeroed, averaged = (self._run(replacement(each)) for each in values)
+            self._ablations[outputs] = zeroed, averaged
+        return self._ablations[outputs]
 
     def _run(self, hooks: Mapping[str, HookFunction]) -> LossSums:
         return self._losses.of(self._hooked.run_with_hooks(self._ids, hooks))
@@ -231,7 +238,16 @@ def _merged(one: Any, other: Any, otherwise: Any = None) -> Any:
     return one.merge(other)
 
 
-def _densities(sums: SparsitySums) -> dict[str, float | int | None]:
+def _density(sums: SparsitySums) -> dict[str, float | int | None]:
+    """log10 of the share of tokens, of the median latent that fires; nine in ten of them are above `density_low`."""
+    return {
+        "density": sums.density_quantile(0.5),
+        "density_low": sums.density_quantile(0.1),
+        "density_high": sums.density_quantile(0.9),
+    }
+
+
+def _dead(sums: SparsitySums) -> dict[str, float | int | None]:
     return {
         "dead": sums.dead_share,
         "dead_latents": sums.dead,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interp.plan.cost import Cost
-from interp.plan.make import check_places, make_plan
+from interp.plan.make import check_places, make_plan, places_in
 from interp.plan.plan import Plan, PlannedStage
 from interp.plan.revisions import Borrowed, Revisions, find_revisions
 from interp.plan.shapes import ModelShape, shape_of
@@ -20,5 +20,6 @@ __all__ = [
     "check_places",
     "find_revisions",
     "make_plan",
+    "places_in",
     "shape_of",
 ]

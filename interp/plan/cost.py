@@ -4,7 +4,8 @@ Estimates for choosing machines, not measurements: FLOPs count the large matrix 
 must hold at once (no framework, no allocator). One multiplication and one addition are two FLOPs.
 
     tokens   that pass the stage
-    flops    corpus: none. fit: forward to the deepest hook point, and forward and backward of every dictionary.
+    flops    corpus: none. activations: forward to the deepest hook point. fit: the same, unless activations are
+             kept, and forward and backward of every dictionary.
              evaluate: a full forward, and for each dictionary and each set of them three changed ones (spliced,
              zero-ablated, mean-ablated). trace: a forward, and one sweep through the frozen model for every target.
     bytes    moved or written: tokens as int32, activations between harvester and trainer, weights read once
@@ -13,11 +14,13 @@ must hold at once (no framework, no allocator). One multiplication and one addit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from interp.plan.placement import training_bytes
 from interp.plan.places import Place, deepest
 from interp.plan.shapes import GroupShape, ModelShape
+from interp.plan.specs import cache_dtype
 from interp.sources.prompts import Prompt
 from interp.spec.study import Study
 
@@ -32,9 +35,6 @@ _CHARACTERS_PER_TOKEN = 4
 
 _ACTIVE = 64
 """Active latents per token where the activation function does not fix their number."""
-
-_ADAM_STATES = 4
-"""Weights, gradients and two moments, each in float32."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,19 @@ class Cost:
         return Cost(*sums, max(self.memory, other.memory))
 
 
+def costs_of(study: Study, shape: ModelShape, places: Mapping[str, Sequence[Place]]) -> dict[str, Cost]:
+    """Costs by stage, as far as the study and the model's sizes tell them: the trace's depend on its prompts, and what
+    borrowed dictionaries cost on their files."""
+    costs, sets = {"corpus": corpus_cost(study)}, list(places.values())
+    if sets and study.fit.cache:
+        costs["activations"] = activations_cost(study, shape, sets)
+    if sets:
+        costs["fit"] = fit_cost(study, shape, sets)
+    if sets and study.evaluate:
+        costs["evaluate"] = evaluate_cost(study, shape, sets)
+    return costs
+
+
 def corpus_cost(study: Study) -> Cost:
     """Tokens are packed as they stream by: memory is one shard, on disk and in flight."""
     tokens = study.required_corpus.tokens + study.required_corpus.holdout
@@ -62,25 +75,50 @@ def fit_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place]]) -
     """Harvesters and trainers are different actors; `memory` is the larger of
 
     harvester   weights up to the deepest hook point, and the activations of one micro-batch
-    trainer     16 bytes a parameter of all dictionaries (Adam in float32), the activations of the step's share of one
-                worker, and of one micro-batch the latents of the widest dictionary, their gradients, and its output
+    trainer     of all dictionaries what `placement.training_bytes` says (16 bytes a parameter with Adam), the
+                activations of the step's share of one worker, and of one micro-batch the latents of the widest
+                dictionary, their gradients, and its output
+
+    From activations that are kept, no model is run. What shards and GPUs make of it says `interp.plan.budget`.
     """
-    tokens, element = study.required_corpus.tokens, BYTES[study.model.dtype]
+    tokens, element, kept = study.required_corpus.tokens, BYTES[study.model.dtype], bool(study.fit.cache)
     places = [place for one in sets for place in one]
-    hooks = {hook for place in places for hook in (place.hook_in, place.hook_out)}
-    last = deepest(hooks)
-    width = sum(shape.width(hook) for hook in hooks)
-    weights = shape.parameters_to(last) * element
+    _, last, width = read_by(shape, sets)
+    weights = 0 if kept else shape.parameters_to(last) * element
     parameters = sum(place.parameters for place in places)
-    flops = tokens * (
-        shape.flops_to(last, study.required_corpus.context) + sum(3 * _forward(place) for place in places)
-    )
-    moved = tokens * (_TOKEN + width * element) + weights + _FP32 * parameters
-    harvester = weights + study.micro_tokens * element * (width + _working_set(shape, last))
+    forward = 0 if kept else shape.flops_to(last, study.required_corpus.context)
+    flops = tokens * (forward + sum(3 * forward_flops(place) for place in places))
+    moved = tokens * (_TOKEN + width * (BYTES[cache_dtype(study)] if kept else element)) + weights + _FP32 * parameters
+    harvester = 0 if kept else weights + harvest_bytes(study, shape, width, last)
     held = study.fit.batch_tokens // study.fit.workers * width * element
-    widest = max(_widest(one) for one in sets)
-    trainer = _ADAM_STATES * _FP32 * parameters + held + _FP32 * study.micro_tokens * widest
+    trainer = training_bytes(parameters, study.fit.optimizer, study.fit.dtype) + held + latent_bytes(study, sets)
     return Cost(tokens, flops, moved, max(harvester, trainer))
+
+
+def harvest_bytes(study: Study, shape: ModelShape, width: int, last: str) -> int:
+    """What a forward pass over one micro-batch holds beside the weights: a block's work, and the hook points."""
+    return study.micro_tokens * BYTES[study.model.dtype] * (width + _working_set(shape, last))
+
+
+def latent_bytes(study: Study, sets: Sequence[Sequence[Place]]) -> int:
+    """What the widest dictionary holds of one micro-batch: latents, their gradients, input and outputs."""
+    return _FP32 * study.micro_tokens * max(_widest(one) for one in sets)
+
+
+def activations_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place]]) -> Cost:
+    """One forward pass to the deepest hook point, and the activations on disk; memory is a harvester's."""
+    tokens, element = study.required_corpus.tokens, BYTES[study.model.dtype]
+    _, last, width = read_by(shape, sets)
+    weights = shape.parameters_to(last) * element
+    flops = tokens * shape.flops_to(last, study.required_corpus.context)
+    memory = weights + harvest_bytes(study, shape, width, last)
+    return Cost(tokens, flops, tokens * (_TOKEN + width * BYTES[cache_dtype(study)]) + weights, memory)
+
+
+def read_by(shape: ModelShape, sets: Sequence[Sequence[Place]]) -> tuple[set[str], str, int]:
+    """The hook points that dictionaries read, the deepest of them, and how wide they are together."""
+    hooks = {hook for one in sets for place in one for hook in (place.hook_in, place.hook_out)}
+    return hooks, deepest(hooks), sum(shape.width(hook) for hook in hooks)
 
 
 def evaluate_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place]]) -> Cost:
@@ -97,8 +135,8 @@ def evaluate_cost(study: Study, shape: ModelShape, sets: Sequence[Sequence[Place
     places = [place for one in sets for place in one]
     changed = bool({"ce_recovered", "kl"} & set(study.evaluate.metrics))
     last = "logits" if changed else deepest(hook for p in places for hook in (p.hook_in, p.hook_out))
-    passes = 1 + 3 * (len(places) + len(sets)) if changed else 1
-    flops = tokens * (passes * shape.flops_to(last, context) + (3 if changed else 1) * sum(map(_forward, places)))
+    passes = _evaluation_passes(sets) if changed else 1
+    flops = tokens * (passes * shape.flops_to(last, context) + (3 if changed else 1) * sum(map(forward_flops, places)))
     weights = shape.parameters_to(last) * element
     dictionaries = _FP32 * sum(place.parameters for place in places)
     batch = study.evaluate.batch * context
@@ -126,12 +164,20 @@ def trace_cost(study: Study, shape: ModelShape, places: Sequence[Place], prompts
     for n in lengths:
         features = sum(place.active or _ACTIVE for place in places) * n
         targets = min(trace.max_features or features, features) + trace.logits.max
-        forward = n * (shape.flops_to("logits", n) + sum(map(_forward, places)))
+        forward = n * (shape.flops_to("logits", n) + sum(map(forward_flops, places)))
         flops += forward + targets * n * (sum(_sweep(group, n) for group in shape.groups) + sum(map(_row, places))) // 2
         edges = _FP32 * targets * (features + n * (len(places) + 1))
         widest = max(group.d_model for group in shape.groups)
         largest = max(largest, edges + 2 * _FP32 * trace.batch * n * widest + _FP32 * n * shape.vocab)
     return Cost(sum(lengths), flops, weights + dictionaries, weights + dictionaries + largest)
+
+
+def _evaluation_passes(sets: Sequence[Sequence[Place]]) -> int:
+    """The clean forward; one with every place spliced, and every set of several together; two ablated ones for each
+    hook point, and for each such set: dictionaries that write to the same hook points share these."""
+    joint = [tuple(place.hook_out for place in one) for one in sets if len(one) > 1]
+    alone = {place.hook_out for one in sets for place in one}
+    return 1 + sum(map(len, sets)) + len(joint) + 2 * (len(alone) + len(set(joint)))
 
 
 def _widest(places: Sequence[Place]) -> int:
@@ -140,7 +186,7 @@ def _widest(places: Sequence[Place]) -> int:
     return sum(sizes) if any(place.d_later for place in places) else max(sizes)
 
 
-def _forward(place: Place) -> int:
+def forward_flops(place: Place) -> int:
     """FLOPs of one place on one token: encoder over all latents, decoders over the active ones, skip path."""
     skip = place.d_in * place.d_out if place.skip else 0
     return 2 * (place.d_in * place.latents + (place.active or place.latents) * place.d_written + skip)

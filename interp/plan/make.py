@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.plan import specs
-from interp.plan.cost import Cost, corpus_cost, evaluate_cost, fit_cost, trace_cost
+from interp.plan.cost import Cost, activations_cost, corpus_cost, evaluate_cost, fit_cost, trace_cost
 from interp.plan.keys import stage_key
-from interp.plan.places import Place, placed, places_of
+from interp.plan.places import Place, placed, places_of, require_enough_latents
 from interp.plan.plan import Plan, PlannedStage
 from interp.plan.revisions import Borrowed, Revisions, find_revisions, pinned
 from interp.plan.shapes import ModelShape, shape_of
@@ -36,15 +36,24 @@ def make_plan(study: Study, store: Store | None, revisions: Revisions | None = N
         check_places(study)  # before large files are read for their digests
         revisions = find_revisions(study, store)
     shape = shape_of(revisions.model.config, study.model.family)
-    places = {dictionary.name: places_of(dictionary, shape) for dictionary in study.trained}
-    stages = tuple(_Planner(study, revisions, shape, places, store).stages())
+    stages = tuple(_Planner(study, revisions, shape, places_in(study, shape), store).stages())
     return Plan(pinned(study, revisions), stages)
 
 
 def check_places(study: Study) -> tuple[ModelShape, dict[str, tuple[Place, ...]]]:
     """Whether the hook points that a study names are its model's; reads the model's configuration and nothing else."""
     shape = shape_of(read_config(study.model), study.model.family)
-    return shape, {dictionary.name: places_of(dictionary, shape) for dictionary in study.trained}
+    return shape, places_in(study, shape)
+
+
+def places_in(study: Study, shape: ModelShape) -> dict[str, tuple[Place, ...]]:
+    """Where the dictionaries that a study trains go in a model of this shape.
+
+    Raises:
+        HookError, SpecError: one of them cannot go where the study says.
+    """
+    require_enough_latents(study.trained, shape)
+    return {dictionary.name: places_of(dictionary, shape) for dictionary in study.trained}
 
 
 class _Planner:
@@ -65,9 +74,11 @@ class _Planner:
             yield planned
         fit: PlannedStage | None = None
         if study.trained:
+            kept = self._activations(corpus)
+            yield from kept
+            inputs = {**corpus, **({"activations": kept[0].key} if kept else {})}
             spec = specs.fit_spec(study, revisions, shape, self.places)
-            cost = fit_cost(study, shape, list(self.places.values()))
-            yield (fit := self._stage("fit", spec, corpus, cost))
+            yield (fit := self._stage("fit", spec, inputs, fit_cost(study, shape, list(self.places.values()))))
         if study.evaluate:
             sets = [self.sizes[dictionary.name] for dictionary in study.dictionaries]
             inputs = {**corpus, **self._inputs([d.name for d in study.dictionaries], fit)}
@@ -77,6 +88,14 @@ class _Planner:
             name = study.traced.name
             cost = trace_cost(study, shape, self.sizes[name], revisions.prompts)
             yield self._stage("trace", specs.trace_spec(study, revisions, shape), self._inputs([name], fit), cost)
+
+    def _activations(self, corpus: Mapping[str, str]) -> list[PlannedStage]:
+        """The stage that keeps them, if the study does."""
+        if not self.study.fit.cache:
+            return []
+        spec = specs.activations_spec(self.study, self.revisions, self.shape, self.places)
+        cost = activations_cost(self.study, self.shape, list(self.places.values()))
+        return [self._stage("activations", spec, corpus, cost)]
 
     def _inputs(self, names: Sequence[str], fit: PlannedStage | None) -> dict[str, str]:
         return specs.dictionary_inputs(list(names), self.revisions, fit.key if fit else None)

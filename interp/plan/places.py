@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from interp.errors import HookError, SpecError
@@ -52,16 +52,40 @@ def places_of(dictionary: TrainedDictionary, shape: ModelShape) -> tuple[Place, 
         HookError: a pattern matches nothing, or something that no dictionary can be trained on.
         SpecError: a dictionary has fewer latents than are active on a token.
     """
-    k = getattr(dictionary.activation, "k", None)
-    latents = {at: dictionary.width(shape.width(at)) for at in _selected(dictionary, shape)}
-    for at, n in latents.items():
-        if k is not None and k > n:
-            raise SpecError(
-                f"dictionary {dictionary.name!r} has fewer latents at {at} than are active on a token",
-                value=f"{n} latents, k={k}",
-                remedy="raise expansion or lower activation.k",
-            )
-    return placed(dictionary.kind, latents, k, shape)
+    require_enough_latents([dictionary], shape)
+    return placed(dictionary.kind, _latents(dictionary, shape), _active(dictionary), shape)
+
+
+def require_enough_latents(dictionaries: Sequence[TrainedDictionary], shape: ModelShape) -> None:
+    """Refuse dictionaries that have fewer latents than are active on a token, all that do so at once.
+
+    Raises:
+        HookError: see `places_of`.
+        SpecError: so they are.
+    """
+    told = []
+    for dictionary in dictionaries:
+        k = _active(dictionary) or 0
+        few = {at: n for at, n in _latents(dictionary, shape).items() if k > n}
+        if few:
+            at, n = min(few.items(), key=lambda item: item[1])
+            more = f" and {len(few) - 1} more" if len(few) > 1 else ""
+            told.append(f"{dictionary.name} at {at}{more}: {n} latents, k={k}")
+    if told:
+        raise SpecError(
+            "dictionaries have fewer latents than are active on a token",
+            value="; ".join(told),
+            expected="activation.k of at most the latents; a sweep's dictionaries are named after its values",
+            remedy="raise expansion or lower activation.k",
+        )
+
+
+def _latents(dictionary: TrainedDictionary, shape: ModelShape) -> dict[str, int]:
+    return {at: dictionary.width(shape.width(at)) for at in _selected(dictionary, shape)}
+
+
+def _active(dictionary: TrainedDictionary) -> int | None:
+    return getattr(dictionary.activation, "k", None)
 
 
 def placed(kind: str, latents: Mapping[str, int], active: int | None, shape: ModelShape) -> tuple[Place, ...]:

@@ -7,6 +7,7 @@ that every key is the key of its spec and that the stages have the versions of t
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +59,15 @@ class Plan:
 
     @property
     def to_do(self) -> tuple[PlannedStage, ...]:
-        return tuple(stage for stage in self.stages if not stage.cached)
+        """What is not cached, and needed: activations are not once all that reads them is there."""
+        return tuple(s for s in self.stages if not s.cached and self.is_needed(s, lambda reader: reader.cached))
+
+    def is_needed(self, stage: PlannedStage, is_there: Callable[[PlannedStage], bool]) -> bool:
+        """Whether a stage is made for its own sake, or for one that is not there yet. Kept activations are large, and
+        are often removed when the dictionaries are trained."""
+        if stage.stage != "activations":
+            return True
+        return any(not is_there(reader) for reader in self.stages if stage.key in reader.inputs.values())
 
     def to_json(self) -> str:
         """The plan as text, from which `from_json` makes an equal one."""

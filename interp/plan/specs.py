@@ -1,15 +1,21 @@
 """What decides each stage's result, as plain data: this is what keys are made of and what manifests show.
 
-    corpus     text by revision, tokenizer by revision, context, budgets, seed            inputs: none
-    fit        model by revision, dictionaries at their places, optimisation, seed        inputs: corpus
-    evaluate   model, metrics, dictionaries                                               inputs: corpus, dictionaries
-    trace      model, tokenizer, prompts by content, dictionaries, attribution            inputs: dictionaries
+    corpus       text by revision, tokenizer by revision, context, budgets, seed          inputs: none
+    activations  model by revision, hook points, tokens, dtype                            inputs: corpus
+    fit          model by revision, dictionaries at their places, optimisation, seed      inputs: corpus, activations
+    evaluate     model, metrics, dictionaries                                             inputs: corpus, dictionaries
+    trace        model, tokenizer, prompts by content, dictionaries, attribution          inputs: dictionaries
+
+Activations are an artifact of their own only where the study keeps them (`fit.cache`). Nothing of the dictionaries but
+their hook points is in its key, so studies with other dictionaries there share it; that a fit reads them is in its
+inputs, and so is their dtype.
 
 The name of the study, sources and paths, worker counts, batches and the store are in none of them. Two spellings of one
 thing give one key: globs are expanded, `expansion` is the number of latents that it comes to, and what was left out is
 what stands for it (the family that the checkpoint names, whole contexts up to 1024 tokens, all held-out tokens).
 
-Inputs are by role: `corpus`, `fit` for the study's own dictionaries, `dictionaries.<name>` for borrowed ones.
+Inputs are by role: `corpus`, `activations`, `fit` for the study's own dictionaries, `dictionaries.<name>` for borrowed
+ones.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from interp.plan.shapes import ModelShape
 from interp.plan.versions import Stage
 from interp.spec.canonical import key_spec
 from interp.spec.dictionary import FromArtifact, TrainedDictionary
+from interp.spec.hookpoints import parse
 from interp.spec.study import Study
 from interp.spec.trace import TraceSpec
 
@@ -34,7 +41,7 @@ _BORROWED = "dictionaries."
 
 def stage_of_input(role: str) -> Stage:
     """The stage whose artifact an input is."""
-    return "corpus" if role == "corpus" else "fit"
+    return "corpus" if role == "corpus" else "activations" if role == "activations" else "fit"
 
 
 def borrowed_role(name: str) -> str:
@@ -48,11 +55,28 @@ def corpus_spec(study: Study, revisions: Revisions) -> dict[str, Any]:
     return {**kept, "revision": revisions.corpus, "tokenizer": revisions.tokenizer, "seed": study.seed}
 
 
+def activations_spec(study: Study, revisions: Revisions, shape: ModelShape, places: Places) -> dict[str, Any]:
+    """Hook points in execution order, each once, in whatever order dictionaries name them."""
+    hooks = {hook for found in places.values() for place in found for hook in (place.hook_in, place.hook_out)}
+    return {
+        "model": _model(study, revisions, shape),
+        "hooks": sorted(hooks, key=parse),
+        "tokens": study.required_corpus.tokens,
+        "dtype": cache_dtype(study),
+    }
+
+
+def cache_dtype(study: Study) -> str:
+    """The dtype in which a study keeps activations; the model's own where the study does not say."""
+    return study.model.dtype if study.fit.cache in (None, "model") else str(study.fit.cache)
+
+
 def fit_spec(study: Study, revisions: Revisions, shape: ModelShape, places: Places) -> dict[str, Any]:
+    optimisation = {name: value for name, value in key_spec(study.fit).items() if name != "cache"}
     return {
         "model": _model(study, revisions, shape),
         "dictionaries": [_trained(dictionary, places[dictionary.name]) for dictionary in study.trained],
-        "fit": {**key_spec(study.fit), "micro_tokens": study.micro_tokens},
+        "fit": {**optimisation, "micro_tokens": study.micro_tokens, "shuffle_tokens": study.shuffle_tokens},
         "seed": study.seed,
     }
 
@@ -93,7 +117,10 @@ def _model(study: Study, revisions: Revisions, shape: ModelShape) -> dict[str, A
 
 def _trained(dictionary: TrainedDictionary, places: tuple[Place, ...]) -> dict[str, Any]:
     """The name is in it because the artifact's folders have it."""
-    kept = {k: v for k, v in key_spec(dictionary).items() if k in ("name", "kind", "activation")}
+    told = key_spec(dictionary)
+    kept = {name: told[name] for name in ("name", "kind", "activation")}
+    if dictionary.matryoshka:
+        kept["matryoshka"] = told["matryoshka"]
     return {**kept, "places": [{"at": place.at, "latents": place.latents} for place in places]}
 
 

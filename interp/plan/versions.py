@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Stage = Literal["corpus", "fit", "evaluate", "trace"]
+Stage = Literal["corpus", "activations", "fit", "evaluate", "trace"]
 
-VERSIONS: dict[Stage, int] = {"corpus": 1, "fit": 1, "evaluate": 1, "trace": 2}
+VERSIONS: dict[Stage, int] = {"corpus": 1, "activations": 1, "fit": 2, "evaluate": 1, "trace": 2}
 """In the order in which they run."""

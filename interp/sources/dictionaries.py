@@ -30,10 +30,13 @@ CONFIG = "config.yaml"
 PARAMS = ("params.npz", "params.safetensors")
 """What Gemma Scope and Gemma Scope 2 call the file of one layer."""
 
+SPARSIFY_WEIGHTS = "sae.safetensors"
+"""What sparsify calls the weights in the folder of a module, whose name alone tells where they belong."""
+
 HUB = "hf://"
 
 _LAYER = re.compile(r"layer_(0|[1-9]\d*)(_.*)?")
-_READ = (".safetensors", ".npz", ".json", ".yaml")
+_READ = (".safetensors", ".npz", ".json", ".yaml", "/ae.pt")
 _HUB_NAME = re.compile(r"(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<below>.+))?")
 
 
@@ -41,6 +44,12 @@ def layer_in(path: Path) -> int | None:
     """The layer that a path tells: `.../layer_12/width_16k/params.npz`; the innermost folder that tells one."""
     told = [match for part in path.parts if (match := _LAYER.fullmatch(part))]
     return int(told[-1][1]) if told else None
+
+
+def module_in(folder: Path) -> str:
+    """The module that sparsify's folder of one sparse coder is named by; of several seeds each has a folder below."""
+    path = folder.absolute()
+    return path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,9 @@ class HubPlace:
     def files(self) -> list[str]:
         """The files at or below the place that a dictionary can consist of."""
         below = [name for name in self.found.files if f"/{name}".startswith(f"/{self.below}/" if self.below else "/")]
-        files = [self.below] if self.below in self.found.files else [name for name in below if name.endswith(_READ)]
+        files = (
+            [self.below] if self.below in self.found.files else [name for name in below if f"/{name}".endswith(_READ)]
+        )
         if not files:
             raise SourceError(
                 "there are no dictionaries at this place of the hub",
@@ -139,6 +150,8 @@ def dictionary_revision(source: str) -> str:
     layer = layer_in(path.absolute())
     if layer is not None and any(next(path.rglob(name), None) for name in PARAMS):
         elsewhere.append(("layer", str(layer)))  # told by the folder's own path, which its content does not have
+    if (path / SPARSIFY_WEIGHTS).is_file():
+        elsewhere.append(("module", module_in(path)))  # as the layer above
     return combined([("content", content), *elsewhere]) if elsewhere else content
 
 

@@ -18,6 +18,9 @@ from interp.spec.base import Disagreement, SpecModel
 from interp.spec.located_yaml import KeyPath
 from interp.spec.study import Study
 
+UNKNOWN_KEY = "unknown key"
+"""What is wrong where a key is, whatever its value."""
+
 _NEAR = 0.7
 """How alike two words must be for one to be suggested: `dtyp` finds dtype, `gpu` does not find cpu."""
 
@@ -43,7 +46,8 @@ def translate(error: ValidationError, data: Any) -> list[Complaint]:
             continue  # its entries are wrong, which is told of each
         inner = entry.get("ctx", {}).get("error")
         if isinstance(inner, Disagreement):
-            found += [Complaint(where, what, _at(data, where)) for where, what in inner.problems]
+            above = _walk(entry["loc"]).path  # of the part whose own parts disagree
+            found += [Complaint((*above, *at), what, _at(data, (*above, *at))) for at, what in inner.problems]
         else:
             found.append(_complaint(dict(entry), _walk(entry["loc"])))
     return found
@@ -99,7 +103,7 @@ def _meant(value: Any, allowed: Sequence[str]) -> str | None:
 def _unknown_key(path: KeyPath, value: Any, allowed: list[str]) -> Complaint:
     near = get_close_matches(str(path[-1]), allowed, n=1, cutoff=_NEAR)
     remedy = f"did you mean {near[0]}?" if near else "remove the key; nothing is accepted and ignored"
-    return Complaint(path, "unknown key", value, f"one of {_listed(allowed)}", remedy)
+    return Complaint(path, UNKNOWN_KEY, value, f"one of {_listed(allowed)}", remedy)
 
 
 def _expectation(kind: str, context: dict[str, Any], value: Any) -> tuple[str | None, str | None]:

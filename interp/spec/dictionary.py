@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from interp.spec.base import NUMBER, PositiveCount, Source, SpecModel
+from interp.spec.base import NUMBER, Disagreement, PositiveCount, Source, SpecModel
 
 
 class TopK(SpecModel):
@@ -81,6 +81,11 @@ class TrainedDictionary(SpecModel):
     activation: ActivationSpec
     expansion: PositiveCount | None = Field(default=None, description="latents per input dimension")
     latents: PositiveCount | None = Field(default=None, description="number of latents")
+    matryoshka: tuple[Annotated[float, Field(gt=0, le=1), NUMBER], ...] = Field(
+        default=(),
+        description="rising shares of the latents, the last 1: each prefix reconstructs the target by itself "
+        "(arXiv:2503.17547), so that general latents come first; for topk and batchtopk",
+    )
 
     model_config = ConfigDict(json_schema_extra=_width_schema)
 
@@ -93,9 +98,15 @@ class TrainedDictionary(SpecModel):
     def _one_width(self) -> TrainedDictionary:
         if (self.expansion is None) == (self.latents is None):
             raise ValueError("give exactly one of expansion and latents")
+        if self.matryoshka and (
+            self.kind == "cross-layer-transcoder" or not isinstance(self.activation, TopK | BatchTopK)
+        ):
+            raise ValueError("matryoshka is for saes and transcoders of one place with topk or batchtopk")
+        if self.matryoshka and (self.matryoshka[-1] != 1 or list(self.matryoshka) != sorted(set(self.matryoshka))):
+            raise ValueError(f"matryoshka={list(self.matryoshka)} must be rising shares that end with 1")
         k = getattr(self.activation, "k", 0)
         if self.latents is not None and k > self.latents:
-            raise ValueError(f"activation.k={k} is more than latents={self.latents}")
+            raise Disagreement([(("activation", "k"), f"activation.k={k} is more than latents={self.latents}")])
         return self
 
     def width(self, d_in: int) -> int:
@@ -103,12 +114,16 @@ class TrainedDictionary(SpecModel):
         return self.latents if self.latents is not None else (self.expansion or 0) * d_in
 
 
+ForeignFormat = Literal["interp", "circuit-tracer", "gemma-scope", "saelens", "sparsify", "dictionary-learning"]
+"""Whose files dictionaries are read from."""
+
+
 class FromArtifact(SpecModel):
     """Dictionaries from elsewhere: `artifact://<key>` of this store, or files of ours or another program."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$")
     source: Source = Field(alias="from", description="artifact://<key>, a folder, or hf://org/name[/folder]")
-    format: Literal["interp", "circuit-tracer", "gemma-scope"] | None = Field(
+    format: ForeignFormat | None = Field(
         default=None, description="who wrote the files; told from the files when absent"
     )
     content: str | None = Field(

@@ -2,13 +2,15 @@
 
 Each problem names file and line, the dotted path, the value that was found, what is allowed there, and for a misspelt
 key the one that was probably meant. What pydantic reports is translated, since its own paths name members of unions
-(`dictionaries.0.trained.activation.topk.k`) that no user wrote.
+(`dictionaries.0.trained.activation.topk.k`) that no user wrote. Nor did the user write the dictionaries that a sweep
+makes: what is wrong with one of them is told of the list, or of the value in it, that it comes from.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from pydantic import ValidationError
 
 from interp.errors import InterpError, SpecError
 from interp.spec.canonical import canonical_json, key_spec
-from interp.spec.complaints import Complaint, translate
-from interp.spec.located_yaml import KeyPath, Located, load
+from interp.spec.complaints import UNKNOWN_KEY, Complaint, translate
+from interp.spec.located_yaml import KeyPath, load
 from interp.spec.study import Study
+from interp.spec.sweep import Sweep, expand
 
 __all__ = ["Problem", "StudyFileError", "canonical_json", "key_spec", "load_study", "parse_study"]
 
@@ -97,11 +100,9 @@ def parse_study(text: str, file: str = "<text>") -> Study:
     except yaml.YAMLError as error:
         raise StudyFileError((Problem(file, None, "", f"this is no YAML: {error}"),)) from error
     problems = [Problem(file, line, dotted(where), what) for line, where, what in located.problems]
-    try:
-        study = Study.model_validate(located.data)
-    except ValidationError as error:
-        problems += [_problem(complaint, located, file) for complaint in translate(error, located.data)]
-    if problems:
+    study, complaints = _validated(located.data)
+    problems += [_placed(complaint, file, located.line(complaint.path)) for complaint in complaints]
+    if study is None or problems:
         raise StudyFileError(tuple(sorted(problems, key=lambda p: (p.line is None, p.line or 0))))
     return study
 
@@ -112,11 +113,10 @@ def study_of(data: dict[str, Any], source: str) -> Study:
     Raises:
         SpecError: as `load_study`, without lines.
     """
-    try:
-        return Study.model_validate(data)
-    except ValidationError as error:
-        problems = (_placed(complaint, source, None) for complaint in translate(error, data))
-        raise StudyFileError(tuple(problems)) from error
+    study, complaints = _validated(data)
+    if study is None:
+        raise StudyFileError(tuple(_placed(complaint, source, None) for complaint in complaints))
+    return study
 
 
 def dotted(path: KeyPath) -> str:
@@ -124,8 +124,33 @@ def dotted(path: KeyPath) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
 
 
-def _problem(complaint: Complaint, located: Located, file: str) -> Problem:
-    return _placed(complaint, file, located.line(complaint.path))
+def _validated(data: Any) -> tuple[Study | None, list[Complaint]]:
+    """The study in plain data, or every complaint about it; paths are those of the data, before sweeps are expanded."""
+    sweep = expand(data)
+    found = [Complaint(path, what) for path, what in sweep.problems]
+    study = None
+    try:
+        study = Study.model_validate(sweep.data)
+    except ValidationError as error:
+        told = {complaint.path for complaint in found}
+        complaints = _as_written(translate(error, sweep.data), sweep)
+        found += [complaint for complaint in complaints if complaint.path not in told]
+    return (None if found else study), found
+
+
+def _as_written(complaints: Iterable[Complaint], sweep: Sweep) -> Iterator[Complaint]:
+    """Complaints about what the user wrote, each once: dictionaries of one sweep share most of what is wrong."""
+    seen: set[str] = set()
+    for complaint in complaints:
+        origin = sweep.origin(complaint.path)
+        own = replace(complaint, path=sweep.path(complaint.path, key=complaint.what == UNKNOWN_KEY))
+        if origin is not None and origin.values and own.path[2:] == ("name",) and own.value is not None:
+            own = replace(own, value=origin.name)
+        elif origin is not None and own.what == UNKNOWN_KEY and complaint.path[2:] in origin.values:
+            own = replace(own, value=None)  # the list's, not one of its values
+        if repr(own) not in seen:
+            seen.add(repr(own))
+            yield own
 
 
 def _placed(complaint: Complaint, file: str, line: int | None) -> Problem:

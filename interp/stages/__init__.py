@@ -13,6 +13,7 @@ from interp.stages.context import StageModule
 
 STAGES: dict[str, str] = {
     "corpus": "interp.stages.corpus",
+    "activations": "interp.stages.activations",
     "fit": "interp.stages.fit",
     "evaluate": "interp.stages.evaluate",
     "trace": "interp.stages.trace",

@@ -1,7 +1,7 @@
 """fit: all dictionaries of a study, trained together on the activations of one forward pass over the corpus.
 
     <name>/<at>/weights.safetensors, config.json     one folder a dictionary; `<name>/cross-layer/` for one of all MLPs
-    metrics.jsonl, tensorboard/                      every step
+    metrics.jsonl, tensorboard/                      about 200 steps
     summary.json                                     what was reached
 
 The model is not loaded here: its sizes are read from its configuration, and its weights by the engine's processes.
@@ -33,7 +33,7 @@ def run(context: StageContext, inputs: Mapping[str, Artifact], out: Writer) -> N
         EngineError: the processes do not fit, or died again and again.
         InterpError: whatever a process met with.
     """
-    job = fit_job(context, inputs["corpus"], out.scratch)
+    job = fit_job(context, inputs["corpus"], out.scratch, inputs.get("activations"))
     context.progress(
         "start", done=job.resume_step() * job.plan.batch_tokens, total=job.plan.total_tokens, unit="tokens"
     )
@@ -43,8 +43,8 @@ def run(context: StageContext, inputs: Mapping[str, Artifact], out: Writer) -> N
         out.put(folder / name, name, move=True)
 
 
-def fit_job(context: StageContext, corpus: Artifact, scratch: Scratch) -> FitJob:
-    """What the engine is asked to do."""
+def fit_job(context: StageContext, corpus: Artifact, scratch: Scratch, cache: Artifact | None = None) -> FitJob:
+    """What the engine is asked to do; a `cache` of activations is read instead of running the model."""
     study = context.study
     fit = study.fit
     return FitJob(
@@ -55,6 +55,9 @@ def fit_job(context: StageContext, corpus: Artifact, scratch: Scratch) -> FitJob
         workers=fit.workers,
         harvesters=fit.harvesters,
         device=fit.device,
+        mode=fit.mode,
+        shards=fit.shards,
+        cache=cache,
     )
 
 

@@ -22,6 +22,11 @@ def _corpus(artifact: Artifact) -> dict[str, Any]:
     return {"tokens": summary["train_tokens"], "holdout": summary["holdout_tokens"]}
 
 
+def _activations(artifact: Artifact) -> dict[str, Any]:
+    spec = artifact.manifest.spec
+    return {"hooks": len(spec["hooks"]), "tokens": spec["tokens"], "bytes": artifact.manifest.size}
+
+
 def _fit(artifact: Artifact) -> dict[str, Any]:
     summary = artifact.json("summary.json")
     found = list(summary["dictionaries"].values())
@@ -58,6 +63,7 @@ def _means(rows: list[Mapping[str, Any]], names: tuple[str, ...]) -> dict[str, f
 
 _READERS: dict[str, Callable[[Artifact], dict[str, Any]]] = {
     "corpus": _corpus,
+    "activations": _activations,
     "fit": _fit,
     "evaluate": _evaluate,
     "trace": _trace,

@@ -92,7 +92,8 @@ def run_plan(
     *,
     retry_failed: bool = False,
 ) -> RunSummary:
-    """Make every artifact of a plan that the store does not have.
+    """Make every artifact of a plan that the store does not have; activations only where a fit that reads them is to be
+    made.
 
     Args:
         retry_failed: also make a trace anew of which prompts failed for reasons that are not their own; those alone
@@ -102,12 +103,24 @@ def run_plan(
         InterpError: what a stage raised; the stages before it are finished, and its own work up to here is kept.
     """
     watcher = progress or NobodyWatches()
+    _require_trackers(plan, store)
     started, summaries = time.monotonic(), []
     with LazyEngine(lambda: _that_sees(store, engine_factory())) as engine:
         for stage in plan.stages:
+            if not plan.is_needed(stage, lambda reader: store.has(reader.stage, reader.key)):
+                continue
             summaries.append(_run_stage(plan, stage, store, engine, watcher, retry_failed))
             watcher.ended(summaries[-1])
     return RunSummary(tuple(summaries), time.monotonic() - started)
+
+
+def _require_trackers(plan: Plan, store: Store) -> None:
+    """A fit that could not tell of its steps is refused before the stages that come before it are run."""
+    fit, log = plan.stage("fit"), plan.study.fit.log
+    if fit is not None and set(log) - {"tensorboard"} and not store.has("fit", fit.key):
+        from interp.training.trackers import require_trackers
+
+        require_trackers(log)
 
 
 def _that_sees(store: Store, engine: Engine) -> Engine:

@@ -6,8 +6,21 @@ from interp.store.artifact import Artifact, Problem
 from interp.store.digest import FileRecord
 from interp.store.inventory import Entry, GcReport
 from interp.store.manifest import Manifest
+from interp.store.parts import Part, PartWriter
 from interp.store.scratch import Scratch
 from interp.store.store import Store
 from interp.store.writer import Writer
 
-__all__ = ["Artifact", "Entry", "FileRecord", "GcReport", "Manifest", "Problem", "Scratch", "Store", "Writer"]
+__all__ = [
+    "Artifact",
+    "Entry",
+    "FileRecord",
+    "GcReport",
+    "Manifest",
+    "Part",
+    "PartWriter",
+    "Problem",
+    "Scratch",
+    "Store",
+    "Writer",
+]

@@ -1,14 +1,17 @@
-"""A finished artifact, for reading. Every byte that it gives was checked against the manifest's sha256."""
+"""A finished artifact, for reading. Every byte that it gives was checked against the manifest's sha256, but where the
+reader asks for less (`local(..., verify="size")`)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from interp.errors import ArtifactCorrupt, ArtifactMissing
+from interp.errors import ArtifactCorrupt, ArtifactMissing, StoreError
 from interp.store import cache
 from interp.store.digest import FileRecord, digest_of
 from interp.store.manifest import Manifest, remake
@@ -67,21 +70,42 @@ class Artifact:
     def json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, *, verify: Literal["sha256", "size"] = "sha256") -> Path:
         """A path on this machine that holds the file, safe to memory-map: the store's own, or a copy of it.
 
         Checked (and copied) once per process as long as it does not change. Raises like `read`.
+
+        Args:
+            verify: `size` for files that are too large to be read once more: those of a store in a folder are checked
+                by their length alone. What is copied from elsewhere is hashed on its way in any case.
         """
         wanted = self._record(name)
         path = self.store.backend.local(self.manifest.path(name))
         if path is not None:
-            found = cache.record_of(path)
+            found = cache.record_of(path) if verify == "sha256" else self._by_size(name)
             if found != wanted:
                 raise self._corrupt([self._problem(name, found)])
             return path
-        path = self.store.cache_dir / self.stage / self.key / name
-        self.copy(name, path)
+        path = self._copied_to(name)
+        if verify == "sha256" or not cache.has_size(path, wanted.size):
+            self.copy(name, path)
         return path
+
+    def forget(self, keep_bytes: int, using: Collection[str] = (), *, recent_s: float = 0) -> int:
+        """Removes copies of this artifact's files from this machine, those that were used longest ago first, until at
+        most `keep_bytes` are left. Says how many bytes that freed. What lies in the store itself is no copy.
+
+        Args:
+            using: files that stay.
+            recent_s: so do those that any process has used in the last so many seconds.
+        """
+        kept = {self._copied_to(name) for name in using}
+        return cache.shrink(self._copies.parent, keep_bytes, kept, recent_s=recent_s)
+
+    def touch(self, names: Collection[str]) -> None:
+        """Says that the copies of these files are in use, as reading them by `local` does."""
+        for name in names:
+            cache.touch(self._copied_to(name))
 
     def copy(self, name: str, target: Path) -> None:
         """Makes a local file a checked copy of one of the artifact's. Raises like `read`."""
@@ -90,11 +114,18 @@ class Artifact:
             raise self._corrupt([self._problem(name, came if came.size or self._is_there(name) else None)])
 
     def local_dir(self) -> Path:
-        """A folder on this machine with all files, checked."""
+        """A folder on this machine with all files, checked.
+
+        Raises:
+            StoreError: they lie in several folders, for workers put them there themselves.
+        """
+        if self.manifest.placed:
+            remedy = "read them one by one, with `local`"
+            raise StoreError(f"the files of {self.manifest.place} lie in several folders", remedy=remedy)
         for name in self.names():
             self.local(name)
         path = self.store.backend.local(self.manifest.place.folder(self.manifest.attempt))
-        return path if path is not None else self.store.cache_dir / self.stage / self.key
+        return path if path is not None else self._copies
 
     def problems(self) -> list[Problem]:
         """Reads every file in the store anew and tells which are not what the manifest says."""
@@ -120,6 +151,22 @@ class Artifact:
             raise ArtifactMissing(
                 f"{self.manifest.place} has no file of this name", value=name, expected=_some(self.names())
             ) from None
+
+    def _copied_to(self, name: str) -> Path:
+        return self._copies / name
+
+    @cached_property
+    def _copies(self) -> Path:
+        """Where copies lie, by what they hold: an artifact that is removed and made anew has another folder, so that a
+        copy of the former one is never taken for the present one's, be it as long."""
+        files = sorted((name, record.size, record.sha256) for name, record in self.manifest.files.items())
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+        return self.store.cache_dir / self.stage / self.key / digest
+
+    def _by_size(self, name: str) -> FileRecord | None:
+        """The record of a file, its content taken on trust if it is as long as it should be."""
+        stat, wanted = self.store.backend.stat(self.manifest.path(name)), self._record(name)
+        return None if stat is None else wanted if stat.size == wanted.size else FileRecord(stat.size, "")
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         return self.store.backend.chunks(self.manifest.path(name), self._record(name).size)

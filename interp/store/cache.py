@@ -14,8 +14,9 @@ import hashlib
 import os
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from interp.errors import StoreAccessError
@@ -57,6 +58,46 @@ def folder_for(url: str) -> Path:
 @functools.cache
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="interp-memory-")
+
+
+def has_size(path: Path, size: int) -> bool:
+    """Whether a copy is there and as long as it should be; it counts as used now.
+
+    A copy appears under its name when it is whole and was hashed on its way, and its folder is named by the hashes, so
+    its length says enough.
+    """
+    return touch(path) == size
+
+
+def touch(path: Path) -> int | None:
+    """Notes that a copy is used now, by the time of access; its length, None if it is not there."""
+    try:
+        stat = path.stat()
+        os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))
+    except FileNotFoundError:
+        return None
+    return stat.st_size
+
+
+def shrink(folder: Path, keep_bytes: int, spare: Collection[Path], *, recent_s: float = 0) -> int:
+    """Removes copies below a folder, those that were used longest ago first, until `keep_bytes` are left; the bytes
+    that this freed. Those that were used in the last `recent_s` seconds, by whatever process, stay. A process that has
+    mapped one of them keeps what it mapped; another one fetches it again."""
+    young = time.time_ns() - int(recent_s * 1e9) if recent_s else None
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.name.startswith(TEMPORARY):
+                stat = path.stat()
+                found.append((stat.st_atime_ns, stat.st_size, path))
+    total, freed = sum(size for _, size, _ in found), 0
+    for used, size, path in sorted(found):
+        if total - freed <= keep_bytes or (young is not None and used > young):
+            break
+        if path not in spare:
+            path.unlink(missing_ok=True)
+            freed += size
+    return freed
 
 
 def fetch(target: Path, wanted: FileRecord, chunks: Callable[[], Iterator[bytes]]) -> FileRecord | None:

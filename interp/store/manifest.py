@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from interp.errors import ArtifactCorrupt, StoreError
@@ -30,6 +30,7 @@ class Manifest:
         created: when it was committed, ISO 8601 in UTC.
         attempt: which attempt made it; says where its files lie (see `names`).
         writer: a random token of the writer that made it.
+        placed: of files that lie in another folder than the attempt's, which one (see `parts`).
     """
 
     stage: str
@@ -41,6 +42,7 @@ class Manifest:
     created: str
     attempt: int
     writer: str
+    placed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def place(self) -> Place:
@@ -53,11 +55,14 @@ class Manifest:
 
     def path(self, name: str) -> str:
         """Where a file lies below the store's root."""
-        return f"{self.place.folder(self.attempt)}/{name}"
+        folder = self.placed.get(name)
+        return f"{self.place.folder(self.attempt)}/{name}" if folder is None else f"{self.place}/{folder}/{name}"
 
     def to_json(self) -> dict[str, Any]:
         body = asdict(self)
         body["files"] = {name: asdict(record) for name, record in sorted(self.files.items())}
+        if not self.placed:
+            del body["placed"]
         return {"format": _FORMAT, **body}
 
     def to_bytes(self) -> bytes:

@@ -3,6 +3,7 @@
     <stage>/<key>/manifest.json          written last: without it the artifact is not done
     <stage>/<key>/<name>                 the files of the first attempt
     <stage>/<key>/attempt-<n>/<name>     those of a later attempt (the writer before it failed or was killed)
+    <stage>/<key>/attempt-<n>-<token>/<name>    those that workers of attempt n put there themselves (see `parts`)
     <stage>/<key>/lock/<n>.json          who makes, or made, attempt n; removed when the artifact is done
     <stage>/<key>/scratch/<name>         checkpoints and other things that outlive a failed attempt; removed when done
 
@@ -63,6 +64,11 @@ class Place:
     def folder(self, attempt: int) -> str:
         """Where an attempt keeps its files."""
         return str(self) if attempt == 1 else f"{self}/{_ATTEMPT}{attempt}"
+
+    @staticmethod
+    def parts(attempt: int, token: str) -> str:
+        """The name of the folder of what an attempt's workers put there; no other writer's has the same."""
+        return f"{_ATTEMPT}{attempt}-{token[:12]}"
 
     def is_remnant(self, path: str) -> bool:
         """Whether a path is of a kind that only writers make: a lock, scratch, a later attempt, a temporary file."""

@@ -37,6 +37,7 @@ from interp.store.digest import CHUNK, Digest, FileRecord, digest_of, file_chunk
 from interp.store.lock import Lock, acquire
 from interp.store.manifest import Manifest, to_json_bytes
 from interp.store.names import TEMPORARY, Place, checked_name
+from interp.store.parts import Part, PartWriter
 from interp.store.provenance import now, provenance
 from interp.store.scratch import Scratch
 
@@ -72,6 +73,7 @@ class Writer:
         self._spec, self._inputs, self._given = dict(spec), dict(inputs), dict(provenance or {})
         self._replaces, self._old = replaces, b""
         self._files: dict[str, FileRecord] = {}
+        self._placed: dict[str, str] = {}
         self._guard = threading.Lock()
         self._lock: Lock | None = None
         self._pid = 0
@@ -147,6 +149,29 @@ class Writer:
             name = source.relative_to(folder).as_posix()
             self.put(source, f"{prefix.rstrip('/')}/{name}" if prefix else name, move=move)
 
+    def parts(self) -> PartWriter:
+        """For workers that put files into this artifact themselves; what they return is for `adopt`."""
+        lock = self._held()
+        return PartWriter(self.scratch, self._place.parts(lock.attempt, lock.record.token))
+
+    def adopt(self, part: Part) -> None:
+        """Makes a file that a worker put there, of this attempt or of one before, one of the artifact's.
+
+        Raises:
+            StoreError: the artifact has another file of this name.
+        """
+        self._held().check()
+        with self._guard:
+            if (there := self._files.get(part.name, part.record)) != part.record:
+                raise StoreError(
+                    f"two different files of {self._place} have one name: {part.name}",
+                    value=str(part.record),
+                    expected=str(there),
+                    remedy="remove the artifact's folder and run again",
+                )
+            self._files[checked_name(part.name)] = part.record
+            self._placed[part.name] = part.folder
+
     def names(self) -> tuple[str, ...]:
         """What has been written so far."""
         with self._guard:
@@ -176,9 +201,15 @@ class Writer:
         self._held().check()
         return f"{self._place.folder(self.attempt)}/{checked_name(name)}"
 
+    def _path_of(self, name: str, lock: Lock) -> str:
+        """Where a file lies."""
+        folder = self._placed.get(name)
+        return f"{self._place.folder(lock.attempt)}/{name}" if folder is None else f"{self._place}/{folder}/{name}"
+
     def _note(self, name: str, record: FileRecord) -> None:
         with self._guard:
             self._files[name] = record
+            self._placed.pop(name, None)
 
     def _held(self) -> Lock:
         if self._lock is None:
@@ -246,7 +277,7 @@ class Writer:
     def _commit(self, lock: Lock) -> None:
         try:
             lock.confirm()
-            self._confirm_files()
+            self._confirm_files(lock)
         except StoreError:
             if self._drop_if_finished(lock):
                 return
@@ -261,6 +292,7 @@ class Writer:
             created=now(),
             attempt=lock.attempt,
             writer=lock.record.token,
+            placed=dict(self._placed),
         )
         # If the store does not answer now, the manifest may have arrived all the same: its files must stay.
         self._files_may_go = False
@@ -276,11 +308,12 @@ class Writer:
         data = self._backend.read(self._place.manifest)
         return None if data is None or (self._old and data == self._old) else data
 
-    def _confirm_files(self) -> None:
+    def _confirm_files(self, lock: Lock) -> None:
         """Every file is where it was put, and as long. Content is checked when it is read."""
-        found = {stat.path: stat.size for stat in self._backend.objects(self._place.folder(self.attempt))}
+        within = str(self._place) if self._placed else self._place.folder(lock.attempt)
+        found = {stat.path: stat.size for stat in self._backend.objects(within)}
         for name, record in self._files.items():
-            size = found.get(f"{self._place.folder(self.attempt)}/{name}")
+            size = found.get(self._path_of(name, lock))
             if size != record.size:
                 raise StoreError(
                     f"{name} of {self._place} is not as it was written",
@@ -304,13 +337,12 @@ class Writer:
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
         backend = self._backend.impatient(10)
-        paths = [f"{self._place.folder(lock.attempt)}/{name}" for name in self._files]
         try:
             if self.committed:
-                sweep(backend, self._place, keep=paths)
+                sweep(backend, self._place, keep=[self._path_of(name, lock) for name in self._files])
             else:
-                if self._files_may_go:
-                    backend.delete(paths)
+                if self._files_may_go:  # what workers put there stays: the next attempt goes on from it
+                    backend.delete([self._path_of(name, lock) for name in self._files if name not in self._placed])
                 lock.release()
         except StoreError as error:
             logger.warning("%s: could not tidy up: %s", self._place, error.what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from interp.training.dictionary_set import DictionarySet
 from interp.training.loop import fit_loop
 from interp.training.metrics import DictionaryMetrics, MetricsLog, StepMetrics
-from interp.training.plan import FitPlan, FitTarget, fit_plan
+from interp.training.plan import FitPlan, FitTarget, WorkerPlace, fit_plan
 from interp.training.session import FitSession, InMemorySession
 from interp.training.trainer import Trainer
 
@@ -19,6 +19,7 @@ __all__ = [
     "MetricsLog",
     "StepMetrics",
     "Trainer",
+    "WorkerPlace",
     "fit_loop",
     "fit_plan",
 ]

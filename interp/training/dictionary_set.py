@@ -6,14 +6,14 @@ train in normalised units (see `statistics`); `folded` gives the ones that read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from interp.dictionaries import CrossLayerConfig, Dictionary, DictionaryConfig
 from interp.training.cross_layer import CrossLayerMember
 from interp.training.member import Member
-from interp.training.plan import FitPlan
+from interp.training.plan import FitPlan, FitTarget
 from interp.training.single import SingleMember
 from interp.training.statistics import HookStatistics
 
@@ -22,11 +22,16 @@ MEMBERS: Mapping[type, type[Member]] = {DictionaryConfig: SingleMember, CrossLay
 
 
 class DictionarySet:
-    """The dictionaries of a plan, in its order."""
+    """The dictionaries of a plan, in its order.
 
-    def __init__(self, plan: FitPlan, device: torch.device | str = "cpu"):
+    Args:
+        targets: those that are trained here; by default all of them.
+    """
+
+    def __init__(self, plan: FitPlan, device: torch.device | str = "cpu", targets: Sequence[FitTarget] | None = None):
         self.plan, self.device = plan, torch.device(device)
-        self.members = tuple(MEMBERS[type(target.config)](target, plan, self.device) for target in plan.targets)
+        chosen = plan.targets if targets is None else targets
+        self.members = tuple(MEMBERS[type(target.config)](target, plan, self.device) for target in chosen)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.dictionaries import products
 from interp.training.dictionary_set import DictionarySet
 from interp.training.member import Member
 
@@ -38,19 +39,26 @@ class FlatTensors:
         spans = [self._spans[name] for name in names]
         return slice(spans[0][0], spans[-1][1])
 
+    def shadow(self, dtype: torch.dtype) -> tuple[Float[Tensor, "n"], dict[str, Tensor]]:
+        """A copy of the vector in another dtype, and the views into it."""
+        copy = self.flat.to(dtype)
+        return copy, {name: copy[a:b].view(self.views[name].shape) for name, (a, b) in self._spans.items()}
+
 
 class TrainingBuffers:
     """The weights of all dictionaries in one vector; their gradients and the step's counters in another.
 
     Gradients lie as the weights do, so a span of one vector belongs to the same span of the other. Dictionaries that
-    are given to this class have their weights and gradients moved into it.
+    are given to this class have their weights and gradients moved into it. With `dtype` bfloat16 there is a third
+    vector, the weights in that dtype, which products with matrices read (`dictionaries.products`); it follows from the
+    weights, so no checkpoint has it.
 
     Attributes:
         sums: what a step adds up over micro-batches and workers.
         tokens, stop: of the step, in `sums`.
     """
 
-    def __init__(self, dictionaries: DictionarySet):
+    def __init__(self, dictionaries: DictionarySet, dtype: torch.dtype = torch.float32):
         weights = {(m.key, name): p for m in dictionaries for name, p in m.parameters().items()}
         shapes: dict[str, Sequence[int]] = {f"{key}#{name}": p.shape for (key, name), p in weights.items()}
         counters = {f"{m.key}@{name}": shape for m in dictionaries for name, shape in m.counters().items()}
@@ -60,9 +68,25 @@ class TrainingBuffers:
             view = self._weights.views[f"{key}#{name}"]
             view.copy_(parameter.detach())
             parameter.data, parameter.grad = view, self._sums.views[f"{key}#{name}"]
+        self._working, self._stale = None, True
+        if dtype != torch.float32:
+            self._working, copies = self._weights.shadow(dtype)
+            for (key, name), parameter in weights.items():
+                if parameter.ndim == 2:
+                    products.work_in(parameter, copies[f"{key}#{name}"])
         self.sums = self._sums.flat
         self.tokens, self.stop = self._sums.views["@tokens"], self._sums.views["@stop"]
         self._counters = {m.key: {n: self._sums.views[f"{m.key}@{n}"] for n in m.counters()} for m in dictionaries}
+
+    def weights_changed(self) -> None:
+        """The next `refresh` has something to do."""
+        self._stale = True
+
+    def refresh(self) -> None:
+        """Bring the working copies up to date."""
+        if self._working is not None and self._stale:
+            self._working.copy_(self._weights.flat)
+        self._stale = False
 
     def counters(self, member: Member) -> dict[str, Tensor]:
         """What the step counts of a dictionary."""

@@ -22,6 +22,7 @@ from interp.dictionaries.activations import Activation
 from interp.dictionaries.codes import Codes
 from interp.dictionaries.folding import Standardisation
 from interp.training.plan import FitPlan, FitTarget
+from interp.training.schedule import k_progress
 from interp.training.statistics import HookStatistics
 
 SCALARS = ("loss", "penalty", "aux")
@@ -50,7 +51,7 @@ class Member(ABC):
     """
 
     def __init__(self, target: FitTarget, plan: FitPlan, device: torch.device):
-        self.target, self.fit, self.dead_after = target, plan.fit, plan.dead_after
+        self.target, self.fit, self.dead_after, self.n_steps = target, plan.fit, plan.dead_after, plan.n_steps
         config = target.config.model_copy(update={"dtype": "float32"})
         self.dictionary: Dictionary = build_dictionary(config, seed=_seed(plan.seed, target.key)).to(device)
         self.places = self.dictionary.places
@@ -153,6 +154,12 @@ class Member(ABC):
         """Take in the first data: what counts as all of the variance."""
         self.target_variances = [statistics[place.hook_out].variance for place in self.places]
         self.error_variances = list(self.target_variances)
+
+    def prepare(self, step: int) -> None:
+        """Set what depends on the step alone: how many latents a token keeps while k warms up, first d_in of them."""
+        progress = k_progress(step, self.n_steps, self.fit.k_warmup)
+        for index, place in enumerate(self.places):
+            self.activation(index).warm_up_(progress, place.d_in)
 
     def micro(self, acts: Mapping[str, Tensor], counters: Mapping[str, Tensor], penalty: float) -> None:
         """Add one micro-batch of standardised activations to the gradients and the counters."""

@@ -1,21 +1,19 @@
-"""What a step tells: figures of each dictionary, as JSON lines and as TensorBoard events.
+"""What a step tells: figures of each dictionary, as JSON lines, and to whoever else is to know (`trackers`).
 
-`MetricsLog` survives a resume without a step twice or missing: its rows travel with the checkpoint, and the event file
-is written anew from them.
+`MetricsLog` survives a resume without a step twice or missing: its rows travel with the checkpoint, and trackers begin
+with them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from interp.training.trackers import TRACKERS, TrackedRun, require_trackers
 
-JSONL, EVENTS = "metrics.jsonl", "tensorboard"
+JSONL = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -69,38 +67,37 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and `tensorboard/` in a folder.
+    """`metrics.jsonl` in the fit's output, and the trackers that the study asks for.
 
     Args:
-        folder: where they go; what is there of an earlier attempt is replaced.
+        run: where they go; what is there of an earlier attempt is replaced.
         rows: the content of `metrics.jsonl` up to the checkpoint that training goes on from.
+        trackers: names of `TRACKERS`.
+
+    Raises:
+        EngineError: a tracker cannot be opened.
     """
 
-    def __init__(self, folder: Path, rows: str = ""):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / JSONL
+    def __init__(self, run: TrackedRun, rows: str = "", trackers: Sequence[str] = ("tensorboard",)):
+        require_trackers(trackers)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.path = run.folder / JSONL
         self.path.write_text(rows, encoding="utf-8")
-        shutil.rmtree(folder / EVENTS, ignore_errors=True)
-        self._events = SummaryWriter(str(folder / EVENTS))
-        for line in rows.splitlines():
-            self._add_events(json.loads(line))
+        earlier = [json.loads(line) for line in rows.splitlines()]
+        self._trackers = [TRACKERS[name](run, earlier) for name in trackers]
 
     def add(self, metrics: StepMetrics) -> None:
         """Append a step; the line is on disk when this returns."""
         row = metrics.to_row()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self._add_events(row)
+        for tracker in self._trackers:
+            tracker.add(row)
 
     def rows(self) -> str:
         """All lines so far: what a checkpoint keeps."""
         return self.path.read_text(encoding="utf-8")
 
     def close(self) -> None:
-        self._events.close()
-
-    def _add_events(self, row: Mapping[str, Any]) -> None:
-        self._events.add_scalar("tokens_per_s", row["tokens_per_s"], row["step"])
-        for name, figures in row["dictionaries"].items():
-            for figure, value in figures.items():
-                self._events.add_scalar(f"{figure}/{name}", value, row["step"])
+        for tracker in self._trackers:
+            tracker.close()

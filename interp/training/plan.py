@@ -4,12 +4,18 @@ Steps cut the training tokens in order: step s has the tokens from s * batch_tok
 last step what is left. A step is cut into micro-batches of `micro_tokens` (whole contexts), which are dealt to the
 workers in turn. Neither the number of workers nor a resume changes any of these cuts, so they do not change what is
 computed. The micro-batch is part of the study because batchtopk chooses its k * n activations within one.
+
+With token shuffling (`interp.training.shuffle`) the tokens of a window of steps change places, within what one place
+in the deal sees of them: how many tokens a micro-batch has, and whose it is, stays as it is here.
+
+Dictionaries may be dealt to shards, each on workers of its own (`WorkerPlace`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -21,10 +27,41 @@ from interp.dictionaries.config import (
     DictionaryConfig,
     ModelIdentity,
 )
+from interp.plan.placement import deal
 from interp.spec.base import PositiveCount, SpecModel
 from interp.spec.dictionary import TrainedDictionary
 from interp.spec.hookpoints import mlp_pair, mlps, select
 from interp.spec.study import FitSpec, Study
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Which of the workers of a fit this is: rank = replica * shards + shard.
+
+    The workers of a shard train the same dictionaries on different micro-batches, and add up their gradients; the
+    workers of a replica train different dictionaries on the same micro-batches.
+    """
+
+    rank: int = 0
+    world: int = 1
+    shards: int = 1
+
+    @property
+    def shard(self) -> int:
+        return self.rank % self.shards
+
+    @property
+    def replica(self) -> int:
+        return self.rank // self.shards
+
+    @property
+    def replicas(self) -> int:
+        return self.world // self.shards
+
+    @property
+    def leads(self) -> bool:
+        """Whether it writes what its shard has made."""
+        return self.replica == 0
 
 
 class FitTarget(SpecModel):
@@ -37,6 +74,17 @@ class FitTarget(SpecModel):
     @property
     def key(self) -> str:
         return f"{self.name}/{self.at}"
+
+    @property
+    def written(self) -> list[tuple[DictionaryConfig | CrossLayerPlace, int]]:
+        """Its places, and how many entries a latent of each has in all decoders."""
+        places: Sequence[DictionaryConfig | CrossLayerPlace] = self.config.places
+        return [(place, sum(later.d_out for later in places[index:])) for index, place in enumerate(places)]
+
+    @property
+    def cost(self) -> int:
+        """Weights that a step moves: latents times all that they read and write."""
+        return sum(place.n_latents * (place.d_in + written) for place, written in self.written)
 
 
 class FitPlan(SpecModel):
@@ -53,7 +101,15 @@ class FitPlan(SpecModel):
     @property
     def hooks(self) -> tuple[str, ...]:
         """The hook points whose activations training needs, each once."""
-        return tuple(dict.fromkeys(hook for target in self.targets for hook in target.config.widths))
+        return _hooks(self.targets)
+
+    def shard_targets(self, shard: int, shards: int) -> tuple[FitTarget, ...]:
+        """The dictionaries of one shard, in the plan's order; they are dealt out by their cost."""
+        return tuple(self.targets[index] for index in deal([target.cost for target in self.targets], shards)[shard])
+
+    def shard_hooks(self, shard: int, shards: int) -> tuple[str, ...]:
+        """The hook points that one shard reads."""
+        return _hooks(self.shard_targets(shard, shards))
 
     @property
     def n_steps(self) -> int:
@@ -75,8 +131,23 @@ class FitPlan(SpecModel):
         return [tokens[i : i + self.micro_tokens] for i in range(0, len(tokens), self.micro_tokens)]
 
     def share(self, step: int, rank: int, world: int) -> list[range]:
-        """The micro-batches of a step that are worker `rank`'s: none, in a short last step, is possible."""
+        """The micro-batches of a step that are worker `rank`'s: none, in a short last step, is possible. With shards,
+        `rank` and `world` are a place's replica and their number."""
         return self.micro_batches(step)[rank::world]
+
+    @property
+    def window_steps(self) -> int:
+        """Steps whose tokens are mixed; of fewer than two there is nothing to mix."""
+        steps = (self.fit.shuffle_tokens or 0) // self.batch_tokens
+        return steps if steps > 1 else 1
+
+    def stream_start(self, step: int) -> int:
+        """The step that the unmixed tokens must begin with, for training to go on with `step`: its window's first."""
+        return step // self.window_steps * self.window_steps
+
+
+def _hooks(targets: Sequence[FitTarget]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(hook for target in targets for hook in target.config.widths))
 
 
 def fit_plan(
@@ -110,7 +181,7 @@ def fit_plan(
         total_tokens=study.required_corpus.tokens,
         context=study.required_corpus.context,
         seed=study.seed,
-        fit=study.fit,
+        fit=study.fit.model_copy(update={"shuffle_tokens": study.shuffle_tokens}),
     )
 
 
@@ -129,5 +200,8 @@ def _configs(
     if spec.kind == "cross-layer-transcoder":
         return [CrossLayerConfig(places=tuple(places), activation=spec.activation, **source)]
     return [
-        DictionaryConfig(kind=spec.kind, activation=spec.activation, **place.model_dump(), **source) for place in places
+        DictionaryConfig(
+            kind=spec.kind, activation=spec.activation, matryoshka=spec.matryoshka, **place.model_dump(), **source
+        )
+        for place in places
     ]

@@ -8,6 +8,11 @@
 The loss of a step is the sum over its tokens divided by their number, so neither micro-batches nor workers change it.
 Gradients are of d_out (of all places) times the loss: then, at the usual norm of 1, clipping makes nearly all steps of
 a run of one length, which is what keeps the first, large gradients from slowing Adam for hundreds of steps.
+
+`fit.dtype: bfloat16` is of the products of `micro` alone. `TrainingBuffers` keeps a bfloat16 copy of every weight
+matrix, made once a step, and `dictionaries.products` and `kernels` read it where they are given the matrix itself: no
+other code of a step knows of it. Activations are standardised, and losses, gradients and their sums are, in float32.
+
 Random numbers are drawn for the first weights only, from the plan's seed: the state of a run has none.
 """
 
@@ -25,12 +30,11 @@ from interp.training.dictionary_set import DictionarySet
 from interp.training.flat import TrainingBuffers
 from interp.training.member import Member
 from interp.training.metrics import DictionaryMetrics, StepMetrics
+from interp.training.optimizers import Optimizer
 from interp.training.plan import FitPlan
 from interp.training.schedule import decay, default_lr, warm_up
 from interp.training.session import Activations
 from interp.training.statistics import HookStatistics, first_data
-
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 def alone(flat: Tensor) -> None:
@@ -58,9 +62,9 @@ class Trainer:
         self.all_reduce = all_reduce
         self.step_index = self.tokens_seen = 0
         self.statistics: dict[str, HookStatistics] | None = None
-        self.buffers = TrainingBuffers(dictionaries)
+        self.buffers = TrainingBuffers(dictionaries, getattr(torch, plan.fit.dtype))
         groups = [group for member in dictionaries for group in self.buffers.groups(member)]
-        self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=EPSILON, fused=True)
+        self.optimizer = Optimizer(plan.fit.optimizer, groups)
 
     def initialise(self, micros: Sequence[Activations]) -> None:
         """Take the statistics of this worker's share of the first step, and of the others'; on every worker."""
@@ -79,7 +83,9 @@ class Trainer:
         statistics = self._started()
         standardised = {hook: known.standardise(acts[hook]) for hook, known in statistics.items()}
         penalty = warm_up(self.step_index, self.plan.n_steps, self.plan.fit.warmup)
+        self.buffers.refresh()
         for member in self.dictionaries:
+            member.prepare(self.step_index)
             member.micro(standardised, self.buffers.counters(member), penalty)
         self.buffers.tokens.add_(len(next(iter(acts.values()))))
 
@@ -99,6 +105,7 @@ class Trainer:
         self.optimizer.step()
         for member in self.dictionaries:
             member.constrain_()
+        self.buffers.weights_changed()
         self.buffers.sums.zero_()
         self.tokens_seen += tokens
         self.step_index += 1
@@ -107,51 +114,67 @@ class Trainer:
     # --- what a resume needs
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the steps to come depend on: tensors, and values that JSON holds exactly."""
+        """Everything that the steps to come depend on: tensors, and values that JSON holds exactly.
+
+        Both are kept by member: of `name/at`, tensors are named `name/at/...` and values are `members[name/at]`. So
+        the states of workers that train different members of a plan can be put together, and dealt out again.
+        """
         statistics = self._started()
-        tensors = {f"mean/{hook}": known.mean for hook, known in statistics.items()}
+        tensors: dict[str, Tensor] = {}
+        members = {}
         for member in self.dictionaries:
             tensors |= {f"{member.key}/{name}": value for name, value in member.state().items()}
-        for index, group in enumerate(self.optimizer.param_groups):
-            moments = self.optimizer.state[group["params"][0]]
-            tensors |= {f"adam/{index}/{name}": moments[name] for name in moments}
+            moments = self.optimizer.state(member.key)
+            tensors |= {f"{member.key}/optimizer/{name}": value for name, value in moments.items()}
+            known = {hook: statistics[hook] for hook in member.target.config.widths}
+            tensors |= {f"{member.key}/mean/{hook}": of_hook.mean for hook, of_hook in known.items()}
+            hooks = {hook: {"scale": of_hook.scale, "variance": of_hook.variance} for hook, of_hook in known.items()}
+            members[member.key] = {"error_variance": member.values(), "hooks": hooks}
         values = {
             "plan": _identity(self.plan),
             "step": self.step_index,
             "tokens_seen": self.tokens_seen,
-            "hooks": {hook: {"scale": known.scale, "variance": known.variance} for hook, known in statistics.items()},
-            "error_variance": {member.key: member.values() for member in self.dictionaries},
+            "members": members,
         }
         return tensors, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take up what `state` gave.
+        """Take up what `state` gave; of other members than its own a trainer reads nothing.
 
         Raises:
             EngineError: it is the state of another plan.
         """
-        found, expected = _decisive(values["plan"]), _decisive(_identity(self.plan))
+        self.check_plan(values["plan"])
+        device = self.dictionaries.device
+        self.statistics = {
+            hook: HookStatistics(tensors[f"{m.key}/mean/{hook}"].to(device), known["scale"], known["variance"])
+            for m in self.dictionaries
+            for hook, known in values["members"][m.key]["hooks"].items()
+        }
+        for member in self.dictionaries:
+            member.start(self.statistics)
+            member.load_state({name: tensors[f"{member.key}/{name}"] for name in member.state()})
+            member.load_values(values["members"][member.key]["error_variance"])
+            prefix = f"{member.key}/optimizer/"
+            moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            self.optimizer.load_state(member.key, moments)
+        self.step_index, self.tokens_seen = values["step"], values["tokens_seen"]
+        self.buffers.weights_changed()
+        self.buffers.sums.zero_()
+
+    def check_plan(self, identity: Mapping[str, Any]) -> None:
+        """See that a checkpoint, which names its plan, belongs to this one.
+
+        Raises:
+            EngineError: it does not.
+        """
+        found, expected = _decisive(identity), _decisive(_identity(self.plan))
         if found != expected:
             raise EngineError(
                 "a checkpoint belongs to another fit",
                 value=_first_difference(found, expected),
                 remedy="remove the checkpoint, or go back to the study that made it",
             )
-        device = self.dictionaries.device
-        self.statistics = {
-            hook: HookStatistics(tensors[f"mean/{hook}"].to(device), known["scale"], known["variance"])
-            for hook, known in values["hooks"].items()
-        }
-        for member in self.dictionaries:
-            member.start(self.statistics)
-            member.load_state({name: tensors[f"{member.key}/{name}"] for name in member.state()})
-            member.load_values(values["error_variance"][member.key])
-        for index, group in enumerate(self.optimizer.param_groups):
-            prefix = f"adam/{index}/"
-            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            self.optimizer.state[group["params"][0]] = {name: t.to(device) for name, t in own.items()}
-        self.step_index, self.tokens_seen = values["step"], values["tokens_seen"]
-        self.buffers.sums.zero_()
 
     # --- parts of a step
 
@@ -179,11 +202,9 @@ class Trainer:
 
     def _set_lr(self, member: Member) -> float:
         fit, step, n_steps = self.plan.fit, self.step_index, self.plan.n_steps
-        lr = fit.lr or default_lr(member.mean_latents, n_steps)
+        lr = fit.lr or default_lr(member.mean_latents, n_steps, fit.optimizer)
         lr *= warm_up(step, n_steps, fit.warmup) * decay(step, n_steps, fit.decay)
-        for group in self.optimizer.param_groups:
-            if group["key"] == member.key:
-                group["lr"] = lr * group["multiplier"]
+        self.optimizer.set_lr(member.key, lr)
         return lr
 
     def _started(self) -> dict[str, HookStatistics]:

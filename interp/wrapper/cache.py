@@ -1,12 +1,13 @@
-"""Activations on disk: safetensors shards and an index, written once, read through memory maps.
+"""Activations in a folder: written by appending batches, read through memory maps. `cache_files` has the format, which
+the stage `activations` keeps in a store.
 
-    <directory>/00000.safetensors     {hook point: [rows, width]}, every shard but the last with the same number of rows
-    <directory>/index.json            written last: hook points, widths, dtypes, rows, and each shard's size and sha256
+    with DiskCache.create(folder, model=hooked.fingerprint) as writer:
+        writer.append({"layers.0.mlp_in": values})
+    DiskCache.open(folder).read("layers.0.mlp_in", 0, 1000)
 
-A row is one token position. Tensors keep their dtype, bfloat16 too. Shards are cut at a row count that depends on
-`shard_bytes` alone, so that the files do not depend on the batches they were appended in. A shard appears under its
-name only when it is complete; without an index the cache is not finished and is not read. A writer that was
-interrupted resumes behind the last complete shard: `rows` says where.
+Shards are cut at a row count that depends on `shard_bytes` alone, so that the files do not depend on the batches they
+were appended in. A shard's files appear under their names when all of them are complete; without an index the cache is
+not finished and is not read. A writer that was interrupted resumes behind the last complete shard: `rows` says where.
 """
 
 from __future__ import annotations
@@ -14,51 +15,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.errors import ArtifactCorrupt, ArtifactMissing, HookError, StoreAccessError, StoreError
+from interp.errors import ArtifactCorrupt, ArtifactMissing, StoreError
+from interp.wrapper.cache_files import (
+    INDEX,
+    TENSOR,
+    CacheFile,
+    Column,
+    Index,
+    Shard,
+    ShardFiles,
+    ShardReader,
+    access,
+    file_name,
+    opened,
+)
 
-FORMAT = "interp-activations/1"
-INDEX = "index.json"
-
-
-@dataclass(frozen=True)
-class Column:
-    """What the cache holds of one hook point."""
-
-    width: int
-    dtype: torch.dtype
-
-    @property
-    def row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
-
-    def to_json(self) -> dict[str, Any]:
-        return {"width": self.width, "dtype": str(self.dtype).removeprefix("torch.")}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Column:
-        return cls(int(value["width"]), getattr(torch, value["dtype"]))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file, as the index describes it."""
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
+_PARTIAL = ".partial"
 
 
 class DiskCache:
@@ -71,14 +53,11 @@ class DiskCache:
         about: what its writer noted.
     """
 
-    def __init__(self, directory: Path, index: Mapping[str, Any]):
-        self.directory = directory
-        self.rows = int(index["rows"])
-        self.model = str(index["model"])
-        self.about: dict[str, Any] = dict(index["about"])
-        self.columns = {name: Column.from_json(value) for name, value in index["hooks"].items()}
-        self.shards = tuple(Shard(**shard) for shard in index["shards"])
-        self._handles: dict[str, Any] = {}
+    def __init__(self, directory: Path, index: Index):
+        self.directory, self.index = directory, index
+        self.rows, self.model, self.about = index.rows, index.model, dict(index.about)
+        self.columns, self.shards = dict(index.columns), tuple(index.shards)
+        self._reader = ShardReader(index, lambda file: directory / file.name)
 
     @classmethod
     def create(
@@ -94,7 +73,7 @@ class DiskCache:
 
         Args:
             model: fingerprint of the model that the activations are of.
-            shard_bytes: largest size of a shard's data.
+            shard_bytes: largest size of a shard's data, over all hook points; as much is held in memory.
             resume: go on behind the complete shards of an interrupted writer, which are refused otherwise.
         """
         return CacheWriter(Path(directory), model, shard_bytes, resume, dict(about or {}))
@@ -107,7 +86,7 @@ class DiskCache:
 
         Raises:
             ArtifactMissing: there is no index: no cache, or one that was never finished.
-            ArtifactCorrupt: a shard is absent, truncated or changed.
+            ArtifactCorrupt: a file is absent, truncated or changed.
             StoreError: it holds activations of another model than `model`.
         """
         directory = Path(directory)
@@ -120,7 +99,8 @@ class DiskCache:
                 remedy="write a cache for this model",
             )
         for shard in cache.shards:
-            _check_shard(directory / shard.file, shard, verify)
+            for file in shard.files.values():
+                _check_file(directory / file.name, file, verify)
         return cache
 
     @property
@@ -133,33 +113,13 @@ class DiskCache:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Rows start .. stop - 1 of one hook point; only these are read from disk."""
-        column = self._column(name)
-        stop = self.rows if stop is None else min(stop, self.rows)
-        parts, before = [], 0
-        for shard in self.shards:
-            first, last = max(start - before, 0), min(stop - before, shard.rows)
-            if first < last:
-                parts.append(self._handle(shard.file).get_slice(name)[first:last])
-            before += shard.rows
-        if not parts:
-            return torch.empty(0, column.width, dtype=column.dtype)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._reader.read(name, start, self.rows if stop is None else stop)
 
     def batches(self, rows: int, names: Sequence[str] | None = None) -> Iterator[dict[str, Tensor]]:
         """All rows in order, `rows` at a time."""
         chosen = self.names if names is None else tuple(names)
         for start in range(0, self.rows, rows):
             yield {name: self.read(name, start, start + rows) for name in chosen}
-
-    def _column(self, name: str) -> Column:
-        if name not in self.columns:
-            raise HookError("the cache does not hold this hook point", value=name, expected=f"one of {self.names}")
-        return self.columns[name]
-
-    def _handle(self, file: str) -> Any:
-        if file not in self._handles:
-            self._handles[file] = safe_open(self.directory / file, framework="pt")
-        return self._handles[file]
 
 
 class CacheWriter:
@@ -177,9 +137,8 @@ class CacheWriter:
             raise StoreError(
                 f"{directory} holds a finished cache", expected="an empty directory", remedy="open it, or remove it"
             )
-        for leftover in directory.glob(".*.partial"):
-            leftover.unlink()
-        found = sorted(directory.glob("*.safetensors"))
+        shutil.rmtree(directory / _PARTIAL, ignore_errors=True)
+        found = _complete_shards(directory)
         if found and not resume:
             raise StoreError(
                 f"{directory} holds a cache that was never finished",
@@ -187,8 +146,8 @@ class CacheWriter:
                 expected="an empty directory",
                 remedy="pass resume=True to go on with it, or remove it",
             )
-        for number, path in enumerate(found):
-            self._take_over(path, number)
+        for number, hooks in enumerate(found):
+            self._take_over(number, hooks)
 
     @property
     def rows(self) -> int:
@@ -206,7 +165,7 @@ class CacheWriter:
             )
         if len(rows) != 1:
             raise StoreError("the hook points of one batch differ in rows", value=sorted(rows), expected="one number")
-        self._columns = columns
+        self._columns = self._columns or columns
         self._pending.append(batch)
         self._pending_rows += rows.pop()
         while self._pending_rows >= self._rows_per_shard:
@@ -216,15 +175,12 @@ class CacheWriter:
         """Write what is left and the index, and open the cache."""
         if self._pending_rows:
             self._flush(self._pending_rows)
-        index = {
-            "format": FORMAT,
-            "model": self._model,
-            "rows": self.rows,
-            "hooks": {name: column.to_json() for name, column in self._columns.items()},
-            "shards": [vars(shard) for shard in self._shards],
-            "about": self._about,
-        }
-        _write_atomically(self.directory / INDEX, lambda path: path.write_text(json.dumps(index, indent=1)))
+        index = Index(self._model, self._columns, self._shards, self._about)
+        partial = self.directory / f"{INDEX}{_PARTIAL}"
+        with access(partial):
+            partial.write_text(json.dumps(index.to_json(), indent=1))
+            _sync(partial)
+            partial.replace(self.directory / INDEX)
         return DiskCache.open(self.directory)
 
     def __enter__(self) -> CacheWriter:
@@ -243,35 +199,65 @@ class CacheWriter:
     def _flush(self, rows: int) -> None:
         whole = {name: torch.cat([batch[name] for batch in self._pending]) for name in self._columns}
         rest = {name: value[rows:].clone() for name, value in whole.items()}
+        partial = self.directory / _PARTIAL
+        shard = ShardFiles(partial, len(self._shards), self._columns, rows, self._model)
+        with shard:
+            shard.append({name: value[:rows] for name, value in whole.items()})
+        with access(self.directory):
+            for file in shard.files.values():
+                _sync(partial / file.name)
+            for file in shard.files.values():
+                (self.directory / file.name).parent.mkdir(exist_ok=True)
+                (partial / file.name).replace(self.directory / file.name)
         self._pending, self._pending_rows = [rest], self._pending_rows - rows
-        path = self.directory / f"{len(self._shards):05d}.safetensors"
-        tensors = {name: value[:rows].contiguous() for name, value in whole.items()}
-        # One entry of metadata only: safetensors writes several in any order, and equal content must be equal files.
-        _write_atomically(path, lambda partial: save_file(tensors, partial, {"model": self._model}))
-        self._shards.append(_describe(path, rows))
+        self._shards.append(Shard(rows, shard.files))
 
-    def _take_over(self, path: Path, number: int) -> None:
+    def _take_over(self, number: int, hooks: Sequence[str]) -> None:
         """Count a complete shard of an interrupted writer as written."""
-        if path.name != f"{number:05d}.safetensors":
-            raise ArtifactCorrupt("a shard is missing", value=path.name, expected=f"{number:05d}.safetensors")
-        with _opened(path) as file:
-            model = (file.metadata() or {}).get("model")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            columns = {name: Column(part.get_shape()[1], part[:0].dtype) for name, part in slices.items()}
-            rows = next(iter(slices.values())).get_shape()[0]
-        if model != self._model or (self._columns and columns.keys() != self._columns.keys()):
-            raise StoreError(
-                f"{path} is of another cache",
-                value=f"model {model}",
-                expected=f"model {self._model}",
-                remedy="choose another directory, or remove this one",
-            )
-        self._columns = columns
-        self._shards.append(_describe(path, rows))
+        columns, rows, files = {}, set(), {}
+        for hook in hooks:
+            name = file_name(hook, number)
+            path = self.directory / name
+            file = opened(path)
+            model, part = (file.metadata() or {}).get("model"), file.get_slice(TENSOR)
+            if model != self._model or (self._columns and hook not in self._columns):
+                raise StoreError(
+                    f"{path} is of another cache",
+                    value=f"model {model}",
+                    expected=f"model {self._model}",
+                    remedy="choose another directory, or remove this one",
+                )
+            columns[hook] = Column(part.get_shape()[1], part[:0].dtype)
+            rows.add(part.get_shape()[0])
+            files[hook] = CacheFile(name, path.stat().st_size, _sha256(path))
+        if len(rows) != 1:
+            raise ArtifactCorrupt("a shard's files differ in rows", value=sorted(rows), expected="one number")
+        self._columns = self._columns or columns
+        self._shards.append(Shard(rows.pop(), {hook: files[hook] for hook in self._columns}))
 
 
-def _describe(path: Path, rows: int) -> Shard:
-    return Shard(path.name, rows, path.stat().st_size, _sha256(path))
+def _complete_shards(directory: Path) -> list[list[str]]:
+    """The hook points of each shard that all of them have, from the first on; what follows is removed."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(directory.glob("*/*.safetensors")):
+        found.setdefault(int(path.stem), []).append(path.parent.name)
+    hooks = sorted({hook for names in found.values() for hook in names})
+    for number in sorted(found):
+        if sorted(found[number]) != hooks:
+            if any(later > number for later in found):
+                raise ArtifactCorrupt(
+                    "a shard is missing", value=f"{found[number]} of {number:05d}", expected=str(hooks)
+                )
+            for hook in found.pop(number):
+                (directory / file_name(hook, number)).unlink()
+    if sorted(found) != list(range(len(found))):
+        raise ArtifactCorrupt("a shard is missing", value=str(sorted(found)), expected="numbers without a gap")
+    return [hooks for _ in found]
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:
@@ -279,34 +265,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ArtifactCorrupt(
-            f"{path} is no complete shard", value=str(error), expected="a safetensors file", remedy="remove it"
-        ) from error
-
-
-def _check_shard(path: Path, shard: Shard, verify: str) -> None:
+def _check_file(path: Path, file: CacheFile, verify: str) -> None:
     size = path.stat().st_size if path.is_file() else None
-    if size != shard.bytes:
+    if size != file.bytes:
         raise ArtifactCorrupt(
             f"{path} is not as it was written",
             value="no file" if size is None else f"{size} bytes",
-            expected=f"{shard.bytes} bytes",
+            expected=f"{file.bytes} bytes",
             remedy="write the cache again",
         )
-    if verify == "sha256" and (found := _sha256(path)) != shard.sha256:
+    if verify == "sha256" and (found := _sha256(path)) != file.sha256:
         raise ArtifactCorrupt(
-            f"{path} has changed since it was written", value=found, expected=shard.sha256, remedy="write it again"
+            f"{path} has changed since it was written", value=found, expected=file.sha256, remedy="write it again"
         )
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
+def _read_index(directory: Path) -> Index:
     path = directory / INDEX
     if not path.is_file():
-        shards = len(list(directory.glob("*.safetensors"))) if directory.is_dir() else 0
+        shards = len({path.stem for path in directory.glob("*/*.safetensors")})
         raise ArtifactMissing(
             f"{directory} holds no finished activation cache",
             value=f"{shards} shards and no {INDEX}" if shards else "nothing",
@@ -314,29 +291,10 @@ def _read_index(directory: Path) -> dict[str, Any]:
             remedy="finish it: DiskCache.create(..., resume=True)" if shards else "check the path",
         )
     try:
-        index = json.loads(path.read_text())
+        saved = json.loads(path.read_text())
     except ValueError as error:
         raise ArtifactCorrupt(f"{path} is no valid JSON", value=str(error), remedy="write the cache again") from error
-    if index.get("format") != FORMAT:
-        raise ArtifactCorrupt(f"{path} is of another format", value=index.get("format"), expected=FORMAT)
-    return index
-
-
-def _write_atomically(path: Path, write: Any) -> None:
-    """A file appears under its name when it is complete and on disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreAccessError(
-            f"{path} cannot be written",
-            value=str(error),
-            expected="a writable directory with space left",
-            remedy="free space or choose another directory, then resume: complete shards are kept",
-        ) from error
+    return Index.from_json(saved, str(path))
 
 
 def _shapes(columns: Mapping[str, Column]) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from interp.errors import HookError, ModelError, PromptError
 from interp.models.families import Family, family_named, family_of
 from interp.models.loading import LoadedModel, load_model
+from interp.models.products import fast_linears
 from interp.spec.hookpoints import select
 from interp.spec.study import ModelSpec
 from interp.wrapper.activations import ActivationCache
@@ -236,8 +237,9 @@ class HookedModel:
         if not keep:
             return kept
         visited, stops = self._visited(keep, edits), list[EarlyStopException]()
+        linears = fast_linears(next(self.model.parameters()), ids.numel())
         # The trace compiles this body from its source: it must start on a line of its own and not with `try`.
-        with self._lock.held(), self._root.trace(ids.long(), use_cache=False) as tracer:
+        with self._lock.held(), linears, self._root.trace(ids.long(), use_cache=False) as tracer:
             self._walk(visited, frozenset(keep), edits, kept)
             _stop(tracer, stops)
         # The exception that stopped the run and the frames it passed hold one another, and with them activations:

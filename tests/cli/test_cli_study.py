@@ -248,3 +248,29 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_numbers_for_people(count: float, text: str, in_bytes: str) -> None:
     assert human(count) == text
     assert human_bytes(count) == in_bytes
+
+
+def test_plan_tells_what_a_fit_takes_on_gpus(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert interp("plan", study, "--gpu", "h100-80g", "--workers", "2") == 0
+    told = capsys.readouterr().out
+    assert "fit on h100-80g, 35% of its peak" in told and "2 workers in 2 shards" in told  # of one micro-batch a step
+    assert interp("plan", "--json", study, "--gpu", "l40s-48g", "--utilisation", "0.5") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["fit"]["gpu"]["name"] == "l40s-48g" and made["fit"]["utilisation"] == 0.5 and made["fit"]["gpus"] == 1
+    assert [stage["stage"] for stage in made["stages"]] == ["corpus", "fit", "evaluate", "trace"]
+    assert interp("plan", study, "--gpu", "abacus") == 2
+    assert "h200-141g" in capsys.readouterr().err
+
+
+def test_plan_from_a_configuration_alone(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    """A study whose model, corpus and store are out of reach."""
+    cluster, config = ROOT / "specs" / "split-llama-cluster.yaml", ROOT / "docs" / "split-llama-8b-70b.json"
+    assert interp("plan", cluster, "--config", config, "--gpu", "h200-141g") == 0
+    told = capsys.readouterr().out
+    assert "41" in told and "40 shards" in told and "slowest: products of the dictionaries" in told
+    assert interp("plan", "--json", cluster, "--config", config, "--gpu", "h100-80g") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert [stage["stage"] for stage in made["stages"]] == ["corpus", "fit", "evaluate"]
+    assert "does not fit" in made["fit"]["why_not"]
+    assert interp("plan", cluster, "--config", place / "absent.json") == 1
+    assert not HEAVY & loaded_by("plan", cluster, "--config", config, "--gpu", "h200-141g")

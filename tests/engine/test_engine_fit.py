@@ -8,9 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -20,17 +21,18 @@ from tiny_study import artifact, make_study, run
 from torch import Tensor
 
 from interp.corpus.tokens import TokenBlocks
-from interp.engine import Engine
+from interp.engine import Engine, microbatches
 from interp.engine.harvest import Harvester
 from interp.engine.job import FitJob
 from interp.engine.local import InProcess
-from interp.engine.microbatches import MicroBatch, micro_batches, rows_of
+from interp.engine.microbatches import MicroBatch, bundles, dealt, rows_of
+from interp.engine.session import BaseSession
 from interp.errors import EngineError, ModelMismatch, StoreError
 from interp.spec.study import Study
 from interp.stages.context import StageContext, no_progress
 from interp.stages.fit import fit_job
 from interp.store import Store
-from interp.training.plan import FitPlan
+from interp.training.plan import FitPlan, WorkerPlace
 
 # 125 steps and 93 of the tokens: the last step has 3 micro-batches, the last of them short.
 TOKENS = 125 * 128 + 93
@@ -97,19 +99,26 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], **t
 # --- the stream
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
 @pytest.mark.parametrize("first", [0, 3, 125])
-def test_blocks_dealt_in_turn_are_the_shares_of_the_plan(
-    make_job: Callable[..., FitJob], world: int, first: int
+@pytest.mark.parametrize("bundle_tokens", [32, 64, 4096])
+def test_bundles_dealt_in_turn_are_the_shares_of_the_plan(
+    make_job: Callable[..., FitJob], replicas: int, first: int, bundle_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(microbatches, "BUNDLE_TOKENS", bundle_tokens)
     plan = make_job("deal").plan
-    stream = list(micro_batches(plan, world, first))
-    assert [micro.index for micro in stream] == list(range(first * 4, first * 4 + len(stream)))
-    assert len(stream) % world == 0
-    for step in range(first, plan.n_steps):
-        for rank in range(world):
-            dealt = [range(m.start, m.stop) for m in stream if m.step == step and m.index % world == rank]
-            assert [tokens for tokens in dealt if tokens] == plan.share(step, rank, world)
+    stream = list(bundles(plan, replicas, first))
+    assert len(stream) % replicas == 0
+    indices = [bundle.index for bundle in stream]
+    assert indices == list(range(indices[0], indices[0] + len(stream)))
+    assert indices[0] == list(bundles(plan, replicas))[-len(stream)].index, "places do not depend on the first step"
+    for replica in range(replicas):
+        own = [micro for bundle in stream if bundle.index % replicas == replica for micro in bundle.micros]
+        assert own == list(dealt(plan, replica, replicas, first))
+        assert [range(m.start, m.stop) for m in own] == [
+            tokens for step in range(first, plan.n_steps) for tokens in plan.share(step, replica, replicas)
+        ]
+    assert max(sum(micro.tokens for micro in bundle.micros) for bundle in stream) <= max(32, bundle_tokens)
 
 
 def test_activations_do_not_depend_on_how_many_contexts_go_at_once(make_job: Callable[..., FitJob]) -> None:
@@ -117,7 +126,7 @@ def test_activations_do_not_depend_on_how_many_contexts_go_at_once(make_job: Cal
     harvester, blocks = Harvester(job, "cpu"), TokenBlocks.open(job.corpus, "train")
 
     def harvest(start: int, stop: int) -> dict[str, Tensor]:
-        return harvester.activations(rows_of(blocks, MicroBatch(0, 0, start, stop)), stop - start)
+        return harvester.activations(rows_of(blocks, MicroBatch(0, start, stop)), stop - start)
 
     total = TOKENS - TOKENS % 16 - 5 * 16
     whole = harvest(total, TOKENS)
@@ -147,19 +156,62 @@ def test_the_last_whole_checkpoint_counts_and_a_torn_one_does_not(
     make_job: Callable[..., FitJob], tmp_path: Path
 ) -> None:
     job = make_job("checkpoints")
-    assert job.resume_step() == 0 and job.fetch_checkpoint(tmp_path / "none") is None
+    assert job.resume_step() == 0 and job.fetch_checkpoint(tmp_path / "none", ()) is None
     for step, text in ((4, "four"), (8, "eight")):
         (tmp_path / "made").mkdir(exist_ok=True)
         (tmp_path / "made" / "state.json").write_text(text)
-        job.keep_checkpoint(step, tmp_path / "made")
+        job.put_checkpoint(step, tmp_path / "made")
+        job.name_checkpoint(step)
     assert job.resume_step() == 8
-    fetched = job.fetch_checkpoint(tmp_path / "loaded")
+    fetched = job.fetch_checkpoint(tmp_path / "loaded", ())
     assert fetched is not None and (fetched / "state.json").read_text() == "eight"
     assert job.scratch.list("checkpoint/") == ["checkpoint/00000008/state.json"]
     stored = Path(job.scratch.url) / "checkpoint/00000008/state.json"
     stored.write_bytes(stored.read_bytes()[:-5])
-    assert job.fetch_checkpoint(tmp_path / "torn") is None
+    assert job.fetch_checkpoint(tmp_path / "torn", ()) is None
+    job.forget()
     assert job.resume_step() == 0
+
+
+class ThreadedSession(BaseSession):
+    """One of two workers in threads, which add up through a table."""
+
+    table: ClassVar[list[Tensor]] = [torch.zeros(0)] * 2
+    barrier: ClassVar[threading.Barrier] = threading.Barrier(2, timeout=30)
+
+    def share(self, flat: Tensor) -> None:
+        self.table[self.place.rank] = flat.clone()
+        self.barrier.wait()
+        flat.copy_(self.table[0] + self.table[1])
+        self.barrier.wait()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_checkpoint_that_is_torn_for_one_shard_is_loaded_by_none(
+    torn: bool, make_job: Callable[..., FitJob], tmp_path: Path
+) -> None:
+    job = make_job(f"shards {torn}")
+
+    def worker(rank: int) -> tuple[bool, bool]:
+        place, own = WorkerPlace(rank, 2, 2), tmp_path / str(rank)
+        session = ThreadedSession(job, place=place, device=torch.device("cpu"), folder=own, tell=print)
+
+        def write(folder: Path) -> None:
+            (folder / "ab"[rank]).mkdir()
+            (folder / "ab"[rank] / "state").write_text("weights")
+
+        before = session.load_checkpoint("ab"[rank])
+        session.save_checkpoint(4, write)
+        session.barrier.wait()
+        if torn and rank:
+            stored = Path(job.scratch.url) / "checkpoint/00000004/b/state"
+            stored.write_bytes(stored.read_bytes()[:-2])
+        session.barrier.wait()
+        return before is not None, session.load_checkpoint("ab"[rank]) is not None
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(worker, range(2))) == [(False, not torn)] * 2
+    assert job.resume_step() == (0 if torn else 4)
 
 
 def test_a_torn_result_is_an_error_and_is_made_anew(make_job: Callable[..., FitJob], tmp_path: Path) -> None:
@@ -168,7 +220,9 @@ def test_a_torn_result_is_an_error_and_is_made_anew(make_job: Callable[..., FitJ
         job.fetch_result(tmp_path / "none")
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "summary.json").write_text("{}")
-    job.keep_result(tmp_path / "made")
+    job.put_result(tmp_path / "made")
+    assert not job.finished()
+    job.name_result()
     assert job.finished()
     stored = Path(job.scratch.url) / "result/summary.json"
     stored.write_bytes(stored.read_bytes()[:-5])
@@ -184,8 +238,8 @@ def test_a_torn_result_is_an_error_and_is_made_anew(make_job: Callable[..., FitJ
 def test_a_killed_worker_and_a_killed_harvester_change_nothing(
     ray_engine: Engine, make_job: Callable[..., FitJob], reference: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    job = make_job("killed")
-    killer = _Killer(job)
+    job = make_job("killed", mode="streamed")
+    killer = _Killer(job, "RayTrainWorker", "HarvestActor")
     killer.start()
     found = fitted(ray_engine, job, tmp_path)
     killer.join()
@@ -194,12 +248,87 @@ def test_a_killed_worker_and_a_killed_harvester_change_nothing(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("mode", ["colocated", "streamed"])
+def test_one_worker_fits_the_same_bit_for_bit_in_either_mode(
+    ray_engine: Engine, make_job: Callable[..., FitJob], tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With token shuffling, one thread a process, and as in this process."""
+    session: Any = ray_engine._session  # type: ignore[attr-defined]
+    monkeypatch.setattr(session, "capacity", replace(session.capacity, cores=1))
+    job = shuffled(make_job(f"shuffled {mode}", mode=mode))
+    here = replace(job, scratch=make_job(f"shuffled here {mode}").scratch)
+    assert_same(fitted(ray_engine, job, tmp_path / "ray"), fitted(InProcess(), here, tmp_path / "here"), rtol=0, atol=0)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("mode", "shards"), [("colocated", 1), ("streamed", 1), ("streamed", 2)])
 def test_two_workers_fit_what_one_fits(
+    ray_engine: Engine,
+    make_job: Callable[..., FitJob],
+    reference: dict[str, Tensor],
+    tmp_path: Path,
+    mode: str,
+    shards: int,
+) -> None:
+    """Each on half of the tokens, or each half of the dictionaries: only the order of sums differs."""
+    job = make_job(f"two {mode} {shards}", workers=2, harvesters=2, mode=mode, shards=shards)
+    assert_same(fitted(ray_engine, job, tmp_path), reference, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.ray
+def test_shards_of_which_a_worker_is_killed_go_on_from_what_all_have_kept(
     ray_engine: Engine, make_job: Callable[..., FitJob], reference: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    """Only the order of sums differs."""
-    found = fitted(ray_engine, make_job("two", workers=2, harvesters=2), tmp_path)
+    job = make_job("killed shards", workers=2, mode="colocated", shards=2)
+    killer = _Killer(job, "RayTrainWorker")
+    killer.start()
+    found = fitted(ray_engine, job, tmp_path)
+    killer.join()
+    assert killer.killed == ["RayTrainWorker"]
     assert_same(found, reference, rtol=1e-3, atol=1e-4)
+
+
+# --- asked to stop
+
+
+def test_a_signal_ends_a_fit_at_a_checkpoint(
+    make_job: Callable[..., FitJob], reference: dict[str, Tensor], tmp_path: Path
+) -> None:
+    job = make_job("stopped")
+    with pytest.raises(SystemExit) as ended:
+        InProcess().fit(job, _Terminates())
+    assert ended.value.code == 143
+    assert 0 < job.resume_step() < 5 and not job.finished()
+    assert_same(fitted(InProcess(), job, tmp_path), reference, rtol=0, atol=0)
+
+
+@pytest.mark.ray
+def test_a_signal_to_the_driver_reaches_the_workers(
+    ray_engine: Engine, make_job: Callable[..., FitJob], reference: dict[str, Tensor], tmp_path: Path
+) -> None:
+    job = make_job("stopped on ray")
+    with pytest.raises(SystemExit):
+        ray_engine.fit(job, _Terminates())
+    assert job.resume_step() > 0
+    assert_same(fitted(ray_engine, job, tmp_path), reference, rtol=1e-5, atol=1e-6)
+
+
+class _Terminates:
+    """Progress that sends this process SIGTERM, the first time that it is told something."""
+
+    def __init__(self) -> None:
+        self.sent = False
+
+    def __call__(self, step: str, /, **figures: Any) -> None:
+        if not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def shuffled(job: FitJob) -> FitJob:
+    """A job that mixes the tokens of 3 steps."""
+    fit = job.plan.fit.model_copy(update={"shuffle_tokens": 3 * 128})
+    return replace(job, plan=job.plan.model_copy(update={"fit": fit}))
 
 
 @pytest.mark.ray
@@ -208,19 +337,19 @@ def test_what_would_fail_again_is_not_tried_again(ray_engine: Engine, make_job: 
     with pytest.raises(ModelMismatch, match="not the one that this fit was planned for"):
         ray_engine.fit(job, no_progress)
     with pytest.raises(EngineError, match="fit with 30 workers and 1 harvesters: 31 processes"):
-        ray_engine.fit(make_job("too many", workers=30), no_progress)
+        ray_engine.fit(make_job("too many", workers=30, mode="streamed"), no_progress)
 
 
 class _Killer(threading.Thread):
-    """Kills a training worker after the first checkpoint, and a harvester after a later one."""
+    """Kills a process of the first kind after the first checkpoint, and of the next kind after a later one."""
 
-    def __init__(self, job: FitJob):
+    def __init__(self, job: FitJob, *kinds: str):
         super().__init__(daemon=True)
-        self.job, self.killed = job, list[str]()
+        self.job, self.kinds, self.killed = job, kinds, list[str]()
 
     def run(self) -> None:
         step = 0
-        for kind in ("RayTrainWorker", "HarvestActor"):
+        for kind in self.kinds:
             step = self._later_than(step)
             self._kill(kind)
 

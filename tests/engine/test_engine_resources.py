@@ -6,7 +6,7 @@ import pytest
 
 from interp.engine import LazyEngine, open_engine
 from interp.engine.local import InProcess
-from interp.engine.resources import RESERVE, Capacity, pool_size, share
+from interp.engine.resources import RESERVE, Capacity, pool_size, share, with_threads
 from interp.errors import EngineError
 
 
@@ -21,6 +21,16 @@ def test_all_processes_fit_at_once_beside_the_reserve(processes: int) -> None:
     each = share(capacity, processes, "cpu", "actors")
     assert processes * each.cpus <= capacity.cpus - RESERVE
     assert each.threads == 1
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, (1, 1)), (2, (1, 2)), (64, (5, 5))])
+def test_threads_follow_the_work(cores: int, threads: tuple[int, int]) -> None:
+    """Harvesters that do 0.3 of it, and workers that do the rest: no core waits for the slower side."""
+    capacity = Capacity(cores=cores, cpus=2 * cores)
+    harvesters, workers = (1, 1) if cores < 64 else (4, 9)
+    each = share(capacity, 1, "cpu", "one")
+    found = with_threads(each, capacity, harvesters, 0.3), with_threads(each, capacity, workers, 0.7)
+    assert (found[0].threads, found[1].threads) == threads
 
 
 def test_too_many_processes_are_refused_with_the_numbers() -> None:

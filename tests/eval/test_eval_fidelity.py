@@ -201,6 +201,8 @@ def test_padding_is_not_counted() -> None:
     [
         (("fvu",), {"fvu"}),
         (("cosine", "l0"), {"cosine", "l2_ratio", "l0"}),
+        (("density",), {"density", "density_low", "density_high"}),
+        (("similarity",), set()),  # of weights, not of tokens
         (("dead",), {"dead", "dead_latents", "denser_than_1_percent", "denser_than_10_percent"}),
         (("kl",), {"kl", "kl_zero_ablated", "kl_mean_ablated", "kl_recovered"}),
         (
@@ -222,6 +224,41 @@ def test_the_model_runs_changed_only_when_a_metric_needs_it(monkeypatch: pytest.
     monkeypatch.setattr(TinyHooked, "run_with_hooks", lambda *args: runs.append(1) or plain(*args))
     Evaluator(hooked, sets, ("fvu", "l0"), batch=8, means={})(ROWS, LENGTHS)  # type: ignore[arg-type]
     assert len(runs) == 1
+
+
+def test_sets_at_the_same_places_share_their_ablations_and_figures_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooked = TinyHooked()
+
+    def pair(factor: float) -> dict[str, Fake]:
+        return {str(i): transcoder(i, lambda x: factor * x) for i in range(2)}
+
+    sets = {
+        "one": pair(1.0),
+        "two": pair(0.5),
+        "resid": {"0": sae(0, lambda x: 0.9 * x)},
+        "first": {"0": pair(2.0)["0"]},
+    }
+    alone = {}
+    for name, dictionaries in sets.items():
+        alone |= evaluate({name: dictionaries}, hooked=hooked)
+    runs: list[frozenset[str]] = []
+    plain = TinyHooked.run_with_hooks
+
+    def counted(self: TinyHooked, ids: Tensor, hooks: Any) -> Tensor:
+        runs.append(frozenset(hooks))
+        return plain(self, ids, hooks)
+
+    monkeypatch.setattr(TinyHooked, "run_with_hooks", counted)
+    means = mean_activations(hooked, hook_points(sets), ROWS, LENGTHS, 8)  # type: ignore[arg-type]
+    runs.clear()
+    together = Evaluator(hooked, sets, METRICS, batch=8, means=means)(ROWS, LENGTHS).rows(METRICS)  # type: ignore[arg-type]
+    # The clean run; 4 places spliced alone and 2 sets of two, one place of `first` and one SAE; two ablations of each
+    # of 2 MLPs, of both together, and of the SAE's place.
+    assert len(runs) == 1 + (4 + 2 + 1 + 1) + 2 * 4
+    monkeypatch.undo()
+    expected = [alone[row["dictionary"], row["at"]] for row in together]
+    again = list(evaluate(sets, hooked=hooked).values())
+    assert again == expected and len(again) == 8
 
 
 def test_ablation_that_changes_nothing_leaves_recovered_undefined() -> None:

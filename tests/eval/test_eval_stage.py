@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_models
-from safetensors.torch import load
+import torch
+from safetensors.torch import load, save_file
 
 from interp.corpus.tokens import SUMMARY, CorpusSummary, TokenBlocks, write_shards
 from interp.dictionaries import DictionaryConfig, ModelIdentity, build_dictionary
@@ -267,3 +268,64 @@ def test_actors_change_nothing(
     on_ray = run(plan, Store.open(tmp_path / "other"), made.inputs, ray_engine).json("evaluation.json")
     for row, wanted in zip(numbers(on_ray), numbers(here), strict=True):
         assert row == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+ALL_METRICS = (*METRICS, "density", "similarity")
+
+
+def test_densities_and_similarities_are_written(tmp_path: Path, model_path: Path) -> None:
+    made = Made(tmp_path, model_path, metrics=list(ALL_METRICS))
+    artifact = run(made.plan, made.store, made.inputs)
+    rows = {(row["dictionary"], row["at"]): row for row in artifact.json("evaluation.json")}
+    fired, bins = load(artifact.read("firing.safetensors")), load(artifact.read("density.safetensors"))
+    cosines = load(artifact.read("similarity.safetensors"))
+    edges = bins.pop("edges")
+    assert set(fired) == set(bins) == set(cosines) == {f"{name}/{at}" for name, at in rows if at != "all"}
+    for name, counts in bins.items():
+        row = rows[tuple(name.split("/"))]  # type: ignore[index]
+        assert len(counts) == len(edges) - 1 and int(counts.sum()) == int((fired[name] > 0).sum())
+        logs = (fired[name][fired[name] > 0].double() / HOLDOUT).log10().sort().values
+        assert row["density"] == pytest.approx(float(logs[len(logs) // 2]))
+        # A transcoder begins with decoder rows of zeros, which have no direction.
+        alike = None if name.startswith("mlp/") else pytest.approx(float(cosines[name].double().mean()), rel=1e-6)
+        assert row["similarity"] == alike and bool(cosines[name].isnan().all()) == (alike is None)
+    assert "similarity" not in rows["mlp", "all"] and "density" not in rows["mlp", "all"]
+    assert artifact.json("similarity.json") == []  # no two write to one hook point
+    assert "density.svg" in artifact.names() and "pareto.svg" not in artifact.names()
+
+
+def test_two_sets_at_the_same_places_are_compared_and_drawn(tmp_path: Path, model_path: Path) -> None:
+    made = Made(tmp_path, model_path, metrics=list(ALL_METRICS))
+    other = Made(tmp_path / "2", model_path)
+    sources = {"own": tmp_path / "dictionaries/mlp", "half": tmp_path / "2/dictionaries/mlp"}
+    for factor, folder in zip((1.0, 0.5), sources.values(), strict=True):
+        for seed, weights in enumerate(sorted(folder.rglob("weights.safetensors"))):
+            tensors = load(weights.read_bytes())
+            make = torch.Generator().manual_seed(seed)
+            save_file({**tensors, "W_dec": factor * torch.randn(tensors["W_dec"].shape, generator=make)}, weights)
+    borrowed = [{"name": name, "from": str(path)} for name, path in sources.items()]
+    plan = make_plan(study(model_path, borrowed, metrics=list(ALL_METRICS)), made.store)
+    artifact = run(plan, made.store, {"corpus": made.corpus})
+    overlaps = artifact.json("similarity.json")
+    assert [(row["dictionary"], row["in"], row["at"]) for row in overlaps[:2]] == [
+        ("own", "half", "layers.0.mlp"),
+        ("half", "own", "layers.0.mlp"),
+    ]
+    assert len(overlaps) == 6 and [row["mmcs"] for row in overlaps] == pytest.approx([1] * 6, abs=1e-5)
+    for name in ("pareto.svg", "pareto-ce.svg", "density.svg"):
+        picture = artifact.read(name).decode()
+        assert ">own" in picture and ">half" in picture and "layers.2.mlp" in picture
+    again = run(plan, other.store, {"corpus": made.corpus})
+    names = ("pareto.svg", "density.svg", "evaluation.json", "similarity.safetensors")
+    assert [again.read(name) for name in names] == [artifact.read(name) for name in names]
+
+
+def test_actors_and_shards_change_neither_density_nor_similarity(
+    tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path, model_path, metrics=["density", "similarity"], batch=1)
+    whole = run(made.plan, made.store, made.inputs)
+    monkeypatch.setattr(stage, "SHARD_TOKENS", CONTEXT)
+    parts = run(made.plan, Store.open(tmp_path / "other"), made.inputs)
+    names = ("evaluation.json", "density.safetensors", "similarity.safetensors", "density.svg")
+    assert [parts.read(name) for name in names] == [whole.read(name) for name in names]

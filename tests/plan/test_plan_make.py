@@ -11,7 +11,7 @@ import pytest
 from plan_cases import LLAMA, STUDY, borrowed, revisions, study
 
 from interp.errors import ArtifactMissing, DictionaryError, HookError, ModelMismatch, SourceError, SpecError
-from interp.plan import Plan, make_plan
+from interp.plan import Plan, make_plan, places_in, shape_of
 from interp.plan.revisions import find_revisions, pinned
 from interp.store import Store
 
@@ -282,3 +282,13 @@ def test_revisions_of_what_a_study_reads(lending: tuple[Store, str, Path]) -> No
     assert found.borrowed[0].key == key
     assert [prompt.text for prompt in found.prompts] == ["one"]
     assert len({found.model.revision, found.tokenizer, found.corpus}) == 3
+
+
+def test_every_dictionary_of_a_sweep_that_has_too_few_latents_is_named() -> None:
+    """256 dimensions at 1 and 2 latents each."""
+    one = {**STUDY["dictionaries"][0], "name": "mlp", "activation": {"type": "topk", "k": [8, 9999]}}
+    one = {**{key: value for key, value in one.items() if key != "latents"}, "expansion": [1, 2]}
+    with pytest.raises(SpecError, match=r"fewer latents than are active") as told:
+        places_in(without("trace", dictionaries=[one]), shape_of(LLAMA))
+    assert "mlp-k9999-x1 at" in str(told.value) and "mlp-k9999-x2 at" in str(told.value)
+    assert "mlp-k8" not in str(told.value) and "and 3 more" in str(told.value)

@@ -76,6 +76,12 @@ def test_a_folder_of_the_hub(hub: Hub) -> None:
     assert listed.read_text() == "weights" and layer_in(listed) == 0
 
 
+def test_pickles_of_weights_are_fetched_and_those_of_training_are_not(hub: Hub) -> None:
+    trainer = {"ae.pt": "weights", "config.json": "{}", "checkpoints/ae_10.pt": "earlier", "state.pt": "moments"}
+    hub.put("name", OLD, {f"trainer_0/{name}": content for name, content in trainer.items()})
+    assert HubPlace.of("hf://org/name").files() == ["trainer_0/ae.pt", "trainer_0/config.json"]
+
+
 def test_a_cache_that_has_a_part_is_not_taken_for_the_whole(hub: Hub) -> None:
     """Planning downloads config.yaml alone, and a download may have been cut short."""
     pinned_place = f"hf://org/name@{OLD}/set"

@@ -146,9 +146,12 @@ def test_a_borrowed_dictionary_takes_no_other_key() -> None:
         ("batch_tokens: 2048", "device: gpu", "fit.device", "one of auto, cpu, cuda"),
         ("batch_tokens: 2048", "workers: 3", "fit.workers", "cannot be dealt evenly"),
         ("batch_tokens: 2048", "batch_tokens: 2000", "fit.batch_tokens", "the nearest that is: 2048"),
+        ("batch_tokens: 2048", "shuffle_tokens: 1", "fit.shuffle_tokens", "does something: 0"),
+        ("batch_tokens: 2048", "shuffle_tokens: 16383", "fit.shuffle_tokens", "something: 16384"),
+        ("batch_tokens: 2048", "log: [wandb, tensorboard, wandb]", "fit.log[2]", "wandb twice"),
         ('at: "layers_first.*.mlp"', "at: []", "dictionaries[0].at", "a list of at least 1"),
         ("expansion: 8", "expansion: 8, latents: 64", "dictionaries[0]", "exactly one of expansion and latents"),
-        ("expansion: 8", "latents: 8", "dictionaries[0]", "activation.k=16 is more than latents=8"),
+        ("expansion: 8", "latents: 8", "dictionaries[0].activation.k", "activation.k=16 is more than latents=8"),
         ("model: {", "model: [", "model", "a mapping of source"),
     ],
 )

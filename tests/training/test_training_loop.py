@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from training_cases import plan_of, planted, run, target
 
 from interp.dictionaries import ModelIdentity, load_dictionaries
 from interp.errors import EngineError
-from interp.training import FitPlan, InMemorySession, fit_loop
+from interp.training import FitPlan, InMemorySession, fit_loop, loop
 from interp.training.session import Activations
 
 assert RecordWriter
@@ -41,7 +41,7 @@ class KilledSession(InMemorySession):
 
     at = 5
 
-    def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
+    def batches(self, start_step: int) -> Iterator[tuple[int, Iterable[Activations]]]:
         for step, micros in super().batches(start_step):
             if step == self.at:
                 raise Killed
@@ -89,8 +89,9 @@ def test_a_killed_run_that_resumes_is_the_uninterrupted_one_bit_for_bit(tmp_path
     assert [row["step"] for row in rows(whole)] == list(range(8))
     assert event_steps(tmp_path / "resumed", f"fvu/{TARGETS[0].key}") == list(range(8))
     last = [sorted(folder.with_name(f"{folder.name}.checkpoints").iterdir())[-1] for folder in (whole, again.output)]
-    states = [load_file(folder / "state.safetensors") for folder in last]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for part in last[0].rglob("state.safetensors"):
+        states = [load_file(folder / part.relative_to(last[0])) for folder in last]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_what_is_told_for_people_makes_no_other_fit(tmp_path: Path) -> None:
@@ -172,6 +173,38 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
     assert rows(tmp_path / "out") == rows(finished(tmp_path))
 
 
+def test_a_stop_leaves_no_row_of_a_step_that_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORTS", 3)  # every second step
+
+    class Stopped(InMemorySession):
+        def should_stop(self) -> bool:
+            return True
+
+    assert fit_loop(InMemorySession(PLAN, ACTS, tmp_path / "whole"), PLAN)
+    stopped = Stopped(PLAN, ACTS, tmp_path / "out")
+    for _ in range(2):
+        assert not fit_loop(stopped, PLAN)
+    assert [m.step for m in stopped.reports] == [0, 1], "it is shown"
+    assert fit_loop(InMemorySession(PLAN, ACTS, tmp_path / "out"), PLAN)
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    for name in ("out", "whole"):
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == 5
+    assert (tmp_path / "out" / "summary.json").read_bytes() == (tmp_path / "whole" / "summary.json").read_bytes()
+
+
+def test_a_run_that_was_killed_within_a_save_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("interp.training.checkpoint.save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_loop(InMemorySession(PLAN, ACTS, tmp_path / "out"), PLAN)
+    assert list((tmp_path / "out.checkpoints.partial").rglob("*")), "half of a checkpoint is there"
+    assert fit_loop(InMemorySession(PLAN, ACTS, tmp_path / "out"), PLAN)
+    assert rows(tmp_path / "out") == rows(finished(tmp_path))
+
+
 def drop(step: int, micros: Sequence[Activations]) -> tuple[int, Sequence[Activations]]:
     return step, micros[1:] if step == 2 else micros
 
@@ -189,9 +222,9 @@ def test_tokens_lost_or_doubled_are_an_error(
     tmp_path: Path, fault: Callable[[int, Sequence[Activations]], tuple[int, Sequence[Activations]]], message: str
 ) -> None:
     class Faulty(InMemorySession):
-        def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
+        def batches(self, start_step: int) -> Iterator[tuple[int, Iterable[Activations]]]:
             for step, micros in super().batches(start_step):
-                yield fault(step, micros)
+                yield fault(step, list(micros))
 
     with pytest.raises(EngineError, match=message):
         fit_loop(Faulty(PLAN, ACTS, tmp_path / "out"), PLAN)
@@ -200,7 +233,7 @@ def test_tokens_lost_or_doubled_are_an_error(
 
 def test_activations_that_end_early_are_an_error(tmp_path: Path) -> None:
     class Short(InMemorySession):
-        def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
+        def batches(self, start_step: int) -> Iterator[tuple[int, Iterable[Activations]]]:
             for step, micros in super().batches(start_step):
                 if step < 6:
                     yield step, micros
@@ -221,7 +254,7 @@ def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
 def test_a_torn_checkpoint_is_an_error(tmp_path: Path) -> None:
     finished(tmp_path)
     (last,) = sorted((tmp_path / "whole.checkpoints").iterdir())[-1:]
-    state = last / "state.safetensors"
+    state = last / TARGETS[0].key / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(EngineError, match="cannot be read"):
         fit_loop(InMemorySession(PLAN, ACTS, tmp_path / "whole"), PLAN)

@@ -46,7 +46,7 @@ def plan_of(*targets: FitTarget, total: int = 500, batch: int = 64, micro: int =
         micro_tokens=micro,
         total_tokens=total,
         context=min(8, micro),
-        fit=FitSpec(**{"dead_after": 100, **fit}),
+        fit=FitSpec(**{"dead_after": 100, "aux_k_coefficient": 1 / 32, **fit}),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.errors import ArtifactCorrupt, ArtifactMissing, HookError, StoreAccessError, StoreError
 from interp.wrapper import DiskCache
+from interp.wrapper.cache_files import Column, ShardFiles
 
 ROW_BYTES = 8 * 4 + 6 * 2
 NAMES = ("layers.0.mlp_in", "layers.0.mlp_out")
@@ -60,7 +61,8 @@ def test_leading_dimensions_become_rows(tmp_path: Path) -> None:
 def test_shards_stay_below_their_bound(tmp_path: Path) -> None:
     cache = _write(tmp_path / "c", [100], rows_per_shard=10)
     header = 400
-    assert all(shard.bytes <= 10 * ROW_BYTES + header for shard in cache.shards) and len(cache.shards) == 10
+    sizes = [sum(file.bytes for file in shard.files.values()) for shard in cache.shards]
+    assert all(size <= 10 * ROW_BYTES + header for size in sizes) and len(sizes) == 10
 
 
 def test_an_unfinished_cache_is_refused_and_can_be_finished(tmp_path: Path) -> None:
@@ -68,11 +70,13 @@ def test_an_unfinished_cache_is_refused_and_can_be_finished(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt), DiskCache.create(path, model="m", shard_bytes=10 * ROW_BYTES) as writer:
         writer.append(_rows(0, 25))
         raise KeyboardInterrupt
-    (path / ".00002.safetensors.partial").write_bytes(b"torn")
+    (path / ".partial" / NAMES[0]).mkdir(parents=True, exist_ok=True)
+    (path / ".partial" / NAMES[0] / "00002.safetensors").write_bytes(b"torn")
     with pytest.raises(ArtifactMissing, match="2 shards"):
         DiskCache.open(path)
     with pytest.raises(StoreError, match="never finished"):
         DiskCache.create(path, model="m")
+    (path / NAMES[0] / "00002.safetensors").write_bytes(b"the other hook point's file is not there yet")
     with pytest.raises(StoreError, match="another cache"):
         DiskCache.create(path, model="other", resume=True)
     with DiskCache.create(path, model="m", shard_bytes=10 * ROW_BYTES, resume=True) as writer:
@@ -87,7 +91,7 @@ def test_an_unfinished_cache_is_refused_and_can_be_finished(tmp_path: Path) -> N
 @pytest.mark.parametrize("harm", ["truncate", "remove", "append"])
 def test_a_harmed_shard_is_found_when_opened(tmp_path: Path, harm: str) -> None:
     _write(tmp_path / "c", [25])
-    shard = tmp_path / "c" / "00001.safetensors"
+    shard = tmp_path / "c" / NAMES[0] / "00001.safetensors"
     if harm == "remove":
         shard.unlink()
     else:
@@ -98,7 +102,7 @@ def test_a_harmed_shard_is_found_when_opened(tmp_path: Path, harm: str) -> None:
 
 def test_a_changed_byte_is_found_by_its_hash(tmp_path: Path) -> None:
     _write(tmp_path / "c", [25])
-    shard = tmp_path / "c" / "00001.safetensors"
+    shard = tmp_path / "c" / NAMES[0] / "00001.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
@@ -110,7 +114,7 @@ def test_a_changed_byte_is_found_by_its_hash(tmp_path: Path) -> None:
 def test_a_torn_shard_is_not_taken_over(tmp_path: Path) -> None:
     _write(tmp_path / "c", [25])
     (tmp_path / "c" / "index.json").unlink()
-    shard = tmp_path / "c" / "00001.safetensors"
+    shard = tmp_path / "c" / NAMES[0] / "00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(ArtifactCorrupt, match="complete shard"):
         DiskCache.create(tmp_path / "c", model="m", resume=True)
@@ -156,8 +160,29 @@ def test_a_disk_that_refuses_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
 
     writer = DiskCache.create(tmp_path / "c", model="m", shard_bytes=10 * ROW_BYTES)
     writer.append(_rows(0, 10))
-    monkeypatch.setattr("interp.wrapper.cache.save_file", full)
+    monkeypatch.setattr("interp.wrapper.cache_files._header", full)
     with pytest.raises(StoreAccessError, match="No space left"):
         writer.append(_rows(10, 20))
     monkeypatch.undo()
     assert DiskCache.create(tmp_path / "c", model="m", shard_bytes=10 * ROW_BYTES, resume=True).rows == 10
+
+
+def _shard(folder: Path, dtype: torch.dtype, batch: dict[str, Tensor]) -> None:
+    with ShardFiles(folder, 0, {"embed": Column(8, dtype)}, len(batch.get("embed", ())), "m") as shard:
+        shard.append(batch)
+
+
+def test_values_that_are_no_numbers_are_not_blamed_on_the_dtype(tmp_path: Path) -> None:
+    value = torch.zeros(3, 8)
+    value[1, 2] = float("nan")
+    with pytest.raises(StoreError, match=r"not finite[^$]*1 of 24") as told:
+        _shard(tmp_path, torch.float16, {"embed": value})
+    assert "keep them as bfloat16" not in str(told.value)
+    with pytest.raises(StoreError, match=r"do not fit into float16[^$]*keep them as bfloat16"):
+        _shard(tmp_path, torch.float16, {"embed": torch.full((3, 8), 1e5)})
+
+
+def test_a_batch_without_rows_is_none_and_one_without_hook_points_an_error(tmp_path: Path) -> None:
+    _shard(tmp_path, torch.float16, {"embed": torch.zeros(0, 8)})
+    with pytest.raises(StoreError, match=r"lacks hook points[^$]*embed"):
+        _shard(tmp_path, torch.float16, {})

@@ -15,18 +15,25 @@ from interp.dictionaries.foreign.formats import (
     writable,
     write_dictionaries,
 )
+from interp.dictionaries.foreign.hub_card import Card, artifact_of, evaluation_of, for_others, public_name, write_card
 
 __all__ = [
     "FORMATS",
+    "Card",
     "Claim",
     "ForeignModel",
     "Format",
     "Loaded",
+    "artifact_of",
+    "evaluation_of",
     "first_other",
+    "for_others",
     "format_named",
+    "public_name",
     "read_dictionaries",
     "recognise",
     "writable",
+    "write_card",
     "write_circuit_tracer",
     "write_dictionaries",
 ]

@@ -13,7 +13,6 @@ covers all layers of its model. Files of Gemma Scope may be listed in `transcode
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ NAME = "circuit-tracer"
 SET, CROSS_LAYER_SET = "transcoder_set", "cross_layer_transcoder"
 
 _ABOUT_ACTIVATION, _KNOWN = re.compile("top_?k|activation", re.IGNORECASE), ("activation", "activation_function")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def read(folder: Path, claim: Claim) -> dict[str, Transcoder] | dict[str, CrossL
     where = str(config.path)
     before_gain = claim.reads_before_gain(config.hook_in, where)
     claim.require_output(config.hook_out, where)
-    _tell_model(config, claim)
+    claim.tell_model(config.model_name, where)
     if config.kind == CROSS_LAYER_SET:
         transcoder = _read_cross_layer(folder, config, claim, before_gain)
         return {transcoder.config.at: transcoder}
@@ -155,13 +152,6 @@ def _text(content: Mapping[str, Any], key: str, path: Path) -> str:
 def _wrong(path: Path, key: str, value: object, expected: str) -> DictionaryError:
     what = f"{key} is not as it should be: {path}"
     return DictionaryError(what, value="nothing" if value is None else value, expected=expected)
-
-
-def _tell_model(config: SetConfig, claim: Claim) -> None:
-    """Who gives dictionaries of one model to another should see it; names alone prove nothing."""
-    said, used = config.model_name, claim.source
-    if said is not None and said.rstrip("/").rsplit("/", 1)[-1].lower() != used.rstrip("/").rsplit("/", 1)[-1].lower():
-        logger.warning("%s names the model %s; it is used with %s, on the word of the user", config.path, said, used)
 
 
 def _read_set(folder: Path, config: SetConfig, claim: Claim, before_gain: bool) -> dict[str, Transcoder]:

@@ -9,11 +9,16 @@ Two things differ between programs that name the same places:
     ln2.hook_normalized   x / rms(x), before the norm's gain (and bias), where our `mlp_in` is what the MLP reads. An
                           encoder for the one is an encoder for the other with its columns divided by the gain:
                           W n + b = (W / g) (mlp_in - bias) + b, where n = (mlp_in - bias) / g. See `behind_gain`.
+                          Of a LayerNorm that is so from TransformerLens 3.0 on, and where gain and bias were folded
+                          into the weights behind it; before 3.0 the name means the norm's output, gain and bias
+                          included (TransformerLens pull request 770). Files do not say which, so it is refused of
+                          models with LayerNorm, unless they say that the norm was folded.
     mlp.hook_out          the MLP's output before the post-norm, where a family has one; then it is not our `mlp_out`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -22,13 +27,15 @@ import torch
 from torch import Tensor
 
 from interp.dictionaries.config import ModelIdentity
-from interp.errors import DictionaryError, HookError
+from interp.errors import DictionaryError, HookError, ModelMismatch
 from interp.spec.hookpoints import parse
 
 if TYPE_CHECKING:
     from interp.models.families import Family
     from interp.wrapper.frozen import FrozenView
     from interp.wrapper.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 _NEEDS = (
     "the replacement model puts a transcoder in the place of an MLP: it reads what the MLP reads (mlp.hook_in, or "
@@ -73,6 +80,28 @@ class Claim:
             source=self.source, fingerprint=self.model.fingerprint, family=self.model.family.name, foreign=format
         )
 
+    def tell_model(self, said: str | None, where: str) -> None:
+        """Who gives dictionaries of one model to another should see it; names alone prove nothing."""
+        names = [name.rstrip("/").rsplit("/", 1)[-1].lower() for name in (said or self.source, self.source)]
+        if names[0] != names[1]:
+            logger.warning(
+                "%s names the model %s; it is used with %s, on the word of the user", where, said, self.source
+            )
+
+    def require_fingerprint(self, said: str | None, where: str) -> None:
+        """Refuse another model than the files name by its fingerprint, as those that interp wrote do.
+
+        Raises:
+            ModelMismatch: they name another.
+        """
+        if said not in (None, self.model.fingerprint):
+            raise ModelMismatch(
+                f"these dictionaries were trained on another model: {where}",
+                value=f"model {self.model.fingerprint}",
+                expected=f"model {said}",
+                remedy="load the model that they were trained on, or train dictionaries on this one",
+            )
+
     @property
     def n_layers(self) -> int:
         return self.model.topology.n_layers
@@ -90,7 +119,7 @@ class Claim:
         """Whether a format's name for what is read means the normalised input without the norm's gain.
 
         Raises:
-            DictionaryError: it is not what the MLPs of this model read.
+            DictionaryError: it is not what the MLPs of this model read, or see `require_before_gain`.
         """
         if _site(hook) != "mlp_in":
             raise DictionaryError(
@@ -99,7 +128,29 @@ class Claim:
                 expected="mlp.hook_in or ln2.hook_normalized",
                 remedy=_NEEDS,
             )
-        return hook.endswith("hook_normalized")
+        if not hook.endswith("hook_normalized"):
+            return False
+        self.require_before_gain(hook, where)
+        return True
+
+    def require_before_gain(self, name: str, where: str, *, folded: bool = False) -> None:
+        """Refuse a `hook_normalized` of which nobody knows whether it stands before the norm's gain or behind it.
+
+        Args:
+            folded: the norm's gain and bias were folded into the weights behind it.
+
+        Raises:
+            DictionaryError: the family's norm is a LayerNorm, and it was not folded.
+        """
+        if self.model.family.norm.kind != "layer" or folded:
+            return
+        raise DictionaryError(
+            f"a LayerNorm's hook_normalized is its output before gain and bias, or with them: {where}",
+            value=name,
+            expected="a name that means one thing: with them before TransformerLens 3.0, without from 3.0 on",
+            remedy="if it is with them, write blocks.<i>.mlp.hook_in (circuit-tracer: mlp.hook_in), or "
+            "blocks.<i>.attn_in; if it is without, SAELens' metadata.model_from_pretrained_kwargs says fold_ln: true",
+        )
 
     def require_output(self, hook: str, where: str) -> None:
         """Refuse a place that is not what the MLPs of this model add to the residual stream."""

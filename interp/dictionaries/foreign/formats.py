@@ -16,7 +16,16 @@ import torch
 
 from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.files import CONFIG, WEIGHTS, load_dictionaries, says_ours
-from interp.dictionaries.foreign import circuit_tracer, circuit_tracer_writer, gemma_scope
+from interp.dictionaries.foreign import (
+    circuit_tracer,
+    circuit_tracer_writer,
+    dictionary_learning,
+    gemma_scope,
+    hub_card,
+    saelens,
+    saelens_writer,
+    sparsify,
+)
 from interp.dictionaries.foreign.claim import Claim
 from interp.errors import DictionaryError, SpecError
 
@@ -83,6 +92,25 @@ FORMATS: Mapping[str, Format] = {
         circuit_tracer_writer.WRITTEN,
     ),
     gemma_scope.NAME: Format("params.npz or params.safetensors", gemma_scope.is_here, gemma_scope.read),
+    saelens.NAME: Format(
+        f"{saelens.WEIGHTS} and {saelens.CONFIG}",
+        saelens.is_here,
+        saelens.read,
+        saelens_writer.write,
+        saelens_writer.WRITTEN,
+    ),
+    sparsify.NAME: Format(
+        f"<module>/{sparsify.WEIGHTS} and {sparsify.CONFIG}",
+        sparsify.is_here,
+        sparsify.read,
+        sparsify.write,
+        sparsify.WRITTEN,
+    ),
+    dictionary_learning.NAME: Format(
+        f"{dictionary_learning.WEIGHTS} and {dictionary_learning.CONFIG}",
+        dictionary_learning.is_here,
+        dictionary_learning.read,
+    ),
 }
 """By the name that a study and `interp convert` use."""
 
@@ -120,7 +148,11 @@ def first_other(folder: Path) -> Path | None:
     """
     written = FORMATS[recognise(folder)].written
     there = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    known = (written is not None and written.fullmatch(path.relative_to(folder).as_posix()) for path in there)
+    known = (
+        (written is not None and written.fullmatch(path.relative_to(folder).as_posix()))
+        or (path.parent == folder and hub_card.is_ours(path))
+        for path in there
+    )
     return next((path for path, ours in zip(there, known, strict=True) if not ours), None)
 
 

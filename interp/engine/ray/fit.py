@@ -1,4 +1,7 @@
-"""`fit` on Ray: Ray Data streams activations into Ray Train workers, which run the training loop.
+"""`fit` on Ray: Ray Train workers run the training loop, on activations that they make or that are streamed to them.
+
+    colocated  each worker holds the model and harvests its own micro-batches: only gradients cross processes
+    streamed   harvesters hold the model, and Ray Data deals blocks of activations to the workers, ahead of training
 
 Checkpoints are the job's own, in the store, and Ray Train is told of none: when a worker dies it starts all of them
 again, and both the stream and the workers look in the store for the step to go on with. So training sees every token
@@ -9,29 +12,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray.train
-import torch
-import torch.distributed
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from torch import Tensor
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from interp.engine.base import Progress
-from interp.engine.job import PROGRESS, FitJob
+from interp.engine.job import PROGRESS, STOP, FitJob
+from interp.engine.placing import device_memory, largest_share, needs_of, settled
 from interp.engine.ray.activations import NAME, activations
-from interp.engine.ray.blocks import read
-from interp.engine.ray.context import RETRIES, data_settings, on_one_process, own_part, ray_failure
+from interp.engine.ray.context import RETRIES, data_settings, own_part, ray_failure
 from interp.engine.ray.session import Session
-from interp.engine.resources import Share, share
-from interp.engine.session import BaseSession
+from interp.engine.ray.worker import work
+from interp.engine.resources import Share, share, with_threads
+from interp.engine.stopping import stop_on_signal
 from interp.errors import EngineError, InterpError
-from interp.training.loop import fit_loop
-from interp.training.session import Activations
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +40,69 @@ def fit(job: FitJob, session: Session, progress: Progress) -> None:
     """See `Engine.fit`.
 
     Raises:
-        EngineError: the processes do not fit, or workers died again and again at the same step.
+        EngineError: the processes or the dictionaries do not fit, or workers died again and again at the same step.
         InterpError: whatever a worker met with that another try would not change.
+        SystemExit: a signal asked for an end; a checkpoint was kept.
     """
-    what = f"fit with {job.workers} workers and {job.harvesters} harvesters"
-    each = share(session.capacity, job.workers + job.harvesters, job.device, what)
+    if job.cache is not None:
+        job = replace(job, mode="colocated", harvesters=0)  # nothing runs the model
+    each = _share(job, session, harvesters=job.harvesters if job.mode == "streamed" else 0)
     if job.finished():
         return
-    job.scratch.delete(PROGRESS)
-    # In a thread: Ray Train would take over Ctrl-C in the main one, which watches instead.
-    training = _Thread(partial(_train, job, each, session))
+    needs = needs_of(job)
+    memory, beside = (_worker_memory(job, session, harvesters) for harvesters in (0, job.harvesters))
+    job, chosen = settled(job, needs, memory, beside)
+    harvester = each
+    if job.mode == "streamed":
+        each = _share(job, session, harvesters=job.harvesters)
+        harvester = with_threads(each, session.capacity, job.harvesters, needs.forward_part)
+        each = with_threads(each, session.capacity, job.workers, 1 - needs.forward_part)
+    placement = {"mode": chosen.mode, "shards": chosen.shards, "placement": chosen.reason}
+    job.scratch.delete(PROGRESS, STOP)
+    with stop_on_signal() as asked:
+        _watched(job, _Thread(partial(_train, job, each, harvester, session)), asked, placement, progress)
+
+
+def _share(job: FitJob, session: Session, harvesters: int) -> Share:
+    streamed = f" and {harvesters} harvesters" if harvesters else ""
+    what = f"fit with {job.workers} workers{streamed}"
+    return share(session.capacity, job.workers + harvesters, job.device, what)
+
+
+def _worker_memory(job: FitJob, session: Session, harvesters: int) -> int:
+    """Bytes of one worker's device, with so many harvesters beside all workers; asked in a process like a worker's
+    where this machine is not the worker's."""
+    processes = job.workers + harvesters
+    try:
+        each = _share(job, session, harvesters)
+    except EngineError:
+        if job.mode == "streamed" or not harvesters:
+            raise
+        return 0  # so many processes do not fit: there is no streamed mode to choose
+    part = each.gpus if each.gpus else largest_share(processes, ray.nodes() if session.capacity.elastic else [None])
+    if not each.gpus and not session.capacity.elastic:
+        return device_memory("cpu", part)
+    task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus)(device_memory)
+    with ray_failure("asking for a worker's memory"):
+        return int(ray.get(task.remote(each.device, part)))
+
+
+def _watched(
+    job: FitJob, training: _Thread, asked: Callable[[], bool], placement: dict[str, Any], progress: Progress
+) -> None:
+    """Train in a thread, since Ray Train would take over Ctrl-C in the main one, which tells how far it is, and passes
+    on that a stop is asked for."""
     training.start()
-    told = None
+    told, passed_on = None, False
     while training.is_alive():
         training.join(WATCH_EVERY_S)
+        if asked() and not passed_on:
+            logger.warning("asked to stop: finishing the step and keeping a checkpoint")
+            job.scratch.write_json(STOP, {"asked": True})
+            passed_on = True
         figures = job.scratch.json(PROGRESS)
         if figures not in (None, told):
-            progress("train", **figures)
+            progress("train", **placement, **figures)
             told = figures
     if training.error is not None:
         raise training.error
@@ -79,19 +123,20 @@ class _Thread(threading.Thread):
             self.error = error
 
 
-def _train(job: FitJob, each: Share, session: Session) -> None:
-    # One worker reads the stream itself; several have it dealt out to them.
-    split = [NAME] if job.workers > 1 else []
+def _train(job: FitJob, each: Share, harvester: Share, session: Session) -> None:
+    streamed = job.mode == "streamed"
+    # Dealt out even to one worker: a stream that a worker runs itself takes time, and Python's lock, from training.
+    split = [NAME]
     shared_gpu = each.gpus not in (0, 1)
     backend = "nccl" if each.device == "cuda" and not shared_gpu else "gloo"
     resources = {"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {})
     where = str(session.folder / "train") if session.folder else f"{job.scratch.url}/ray-train"
     with data_settings():
         trainer = TorchTrainer(
-            _worker,
+            work,
             train_loop_config={"job": job, "threads": each.threads},
             torch_config=TorchConfig(backend=backend),
-            datasets={NAME: partial(activations, job, each)},
+            datasets={NAME: partial(activations, job, harvester)} if streamed else None,
             dataset_config=ray.train.DataConfig(datasets_to_split=split, enable_shard_locality=False),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.workers, use_gpu=each.device == "cuda", resources_per_worker=resources
@@ -140,46 +185,3 @@ class _Verdict(ray.train.UserCallback):
                 remedy="if workers were killed, most often memory ran out: lower fit.micro_tokens or fit.workers",
             )
         logger.warning("training worker %d failed (%s); going on from step %d", rank, type(error).__name__, step)
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    job: FitJob = config["job"]
-    on_one_process(config["threads"])
-    context = ray.train.get_context()
-    with TemporaryDirectory(prefix="interp-fit-") as folder:
-        session = RaySession(
-            job,
-            rank=context.get_world_rank(),
-            world=context.get_world_size(),
-            device=get_device(),
-            folder=Path(folder),
-            tell=job.show,
-        )
-        fit_loop(session, job.plan)
-        if session.rank == 0:
-            job.keep_result(session.output)
-
-
-class RaySession(BaseSession):
-    """One Ray Train worker; it reads its blocks of the stream."""
-
-    def batches(self, start_step: int) -> Iterator[tuple[int, Sequence[Activations]]]:
-        plan = self.job.plan
-        if start_step >= plan.n_steps:
-            return
-        stream = ray.train.get_dataset_shard(NAME).iter_batches(
-            batch_size=None, batch_format="numpy", prefetch_batches=1
-        )
-        blocks, bfloat16 = iter(stream), self.job.model.dtype == "bfloat16"
-        index = start_step * (plan.batch_tokens // plan.micro_tokens) + self.rank
-        for step in range(start_step, plan.n_steps):
-            micros = []
-            for _ in range(-(-len(plan.micro_batches(step)) // self.world)):
-                micros.append(read(next(blocks, None), index, plan.hooks, bfloat16=bfloat16))
-                index += self.world
-            yield step, [micro for micro in micros if micro is not None]
-
-    def all_reduce(self, flat: Tensor) -> None:
-        if self.world > 1:
-            torch.distributed.all_reduce(flat)
