@@ -139,9 +139,7 @@ class TopKActivation(_KeepsK):
         return torch.zeros_like(pre).scatter(-1, indices, values.relu())
 
     def codes(self, x: Tensor, W_enc: Tensor, bias: Tensor, b_enc: Tensor) -> Codes:
-        values, indices = kernels.largest(x, W_enc, bias, self.k)
-        pattern = Pattern.of_indices(indices, self.n_latents)
-        return Codes(kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu(), pattern)
+        return Codes.of_largest(x, W_enc, bias, self.k)
 
 
 class BatchTopKActivation(_KeepsK):

@@ -37,6 +37,15 @@ class Codes:
             return cls(activations)
         return cls(entries[active], Pattern.of_flat(active, batch, n_latents))
 
+    @classmethod
+    def of_largest(
+        cls, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
+    ) -> Codes:
+        """The k largest pre-activations of each token, through a ReLU."""
+        values, indices = kernels.largest(x, W_enc, bias, k)
+        pattern = Pattern.of_indices(indices, len(W_enc))
+        return cls(kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu(), pattern)
+
     def decode(self, W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "batch d_out"]:
         """The weighted sum of decoder rows, without the bias."""
         if self.pattern is None:

@@ -27,11 +27,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.dictionaries import kernels, products
+from interp.dictionaries import products
 from interp.dictionaries.activations import PenaltyInputs
 from interp.dictionaries.base import SparseDictionary
 from interp.dictionaries.codes import Codes
-from interp.dictionaries.kernels import Pattern
 from interp.dictionaries.matryoshka import prefix_errors
 
 
@@ -99,9 +98,7 @@ def largest(x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "n d_in"], bias
     """The k largest pre-activations of each token, through a ReLU; all of them where there are no more."""
     if k >= len(W_enc):
         return Codes(products.linear(x, W_enc, bias).relu())
-    values, indices = kernels.largest(x, W_enc, bias, k)
-    pattern = Pattern.of_indices(indices, len(W_enc))
-    return Codes(kernels.encode(x, W_enc, bias, values.reshape(-1), pattern).relu(), pattern)
+    return Codes.of_largest(x, W_enc, bias, k)
 
 
 def _errors(dictionary: SparseDictionary, codes: Codes, x: Tensor, y: Tensor) -> list[Float[Tensor, "batch d_out"]]:
