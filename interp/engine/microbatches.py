@@ -3,8 +3,8 @@
 Known beforehand and from the plan alone, so that neither the number of workers nor a resume changes what is computed.
 Loads no torch: processes that only deal out tokens stay small.
 
-A stream carries bundles: neighbouring micro-batches of one replica, all of one step. Bundle i is replica
-(i mod replicas)'s, so bundles can be dealt out in turn.
+A stream carries bundles: neighbouring micro-batches of one replica, of a part of a step or of several whole steps.
+Bundle i is replica (i mod replicas)'s, so bundles can be dealt out in turn.
 """
 
 from __future__ import annotations
@@ -60,18 +60,21 @@ def bundles(plan: FitPlan, replicas: int, first_step: int = 0) -> Iterator[Bundl
     """All bundles from `first_step` on, one to each replica in turn.
 
     `batch_tokens` is a whole number of rounds of micro-batches, so replicas have equally many in all but the last step.
+    A bundle that began before `first_step` has what is left of it.
     """
     rounds = plan.batch_tokens // plan.micro_tokens // replicas
     size = max(1, BUNDLE_TOKENS // plan.micro_tokens)
+    span = max(1, size // rounds)
     turns = -(-rounds // size)
-    for step in range(first_step, plan.n_steps):
+    for begin in range(first_step - first_step % span, plan.n_steps, span):
+        steps = range(max(begin, first_step), min(begin + span, plan.n_steps))
         shares = [
-            [MicroBatch(step, t.start, t.stop) for t in plan.share(step, replica, replicas)]
+            [MicroBatch(step, t.start, t.stop) for step in steps for t in plan.share(step, replica, replicas)]
             for replica in range(replicas)
         ]
         for turn in range(turns):
             for replica, share in enumerate(shares):
-                index = (step * turns + turn) * replicas + replica
+                index = (begin // span * turns + turn) * replicas + replica
                 yield Bundle(index, tuple(share[turn * size : (turn + 1) * size]))
 
 

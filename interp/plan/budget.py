@@ -168,29 +168,13 @@ def _placed(study: Study, sizes: Sizes, gpu: Gpu, workers: int | None) -> tuple[
         if workers is None and not even_shards(sizes.needs, number, fit.shards):
             continue
         try:
-            found = place(sizes.needs, gpu.memory, number, mode=mode, shards=fit.shards)
+            return number, place(sizes.needs, gpu.memory, number, mode=mode, shards=fit.shards)
         except EngineError as error:
             failed = error
             if alone_bytes(sizes.needs) > gpu.memory * (1 - RESERVE):
                 break  # however many there are
-            continue
-        failed = _objection(gpu, found)
-        if failed is None:
-            return number, found
     assert failed is not None
     raise failed
-
-
-def _objection(gpu: Gpu, found: Placement) -> EngineError | None:
-    """Why a placement that the study insists on is none after all; None if it is one."""
-    room = gpu.memory * (1 - RESERVE)
-    if found.worker_bytes > room:
-        return EngineError(
-            "it does not fit as the study has it",
-            value=f"{found.worker_bytes / 1e9:.1f} GB a worker, {room / 1e9:.1f} GB free",
-            remedy="leave fit.mode and fit.shards to interp, or take more workers",
-        )
-    return None
 
 
 @dataclass(frozen=True)
