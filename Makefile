@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-kernels check format lint types contracts bench bench-peers bench-dictionaries bench-interchange tiny-model clean help
+.PHONY: demo test test-kernels check check-image check-image-install format lint types contracts bench bench-peers bench-dictionaries bench-interchange tiny-model clean help
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -29,7 +29,7 @@ test-kernels: $(STAMP)  ## the Triton kernels: on a GPU, else in Triton's interp
 	test -d .triton/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton triton==3.9.0
 	PYTHONPATH=.triton $(BIN)/python -m pytest tests/dictionaries/test_dictionary_triton.py
 
-check: format lint types contracts  ## everything static: format, lint, types, import contracts
+check: format lint types contracts check-image  ## everything static: format, lint, types, import contracts, the image's rules
 
 format: $(STAMP) ## is the formatting as ruff would have it
 	$(BIN)/ruff format --check .
@@ -42,6 +42,12 @@ types: $(STAMP)  ## mypy
 
 contracts: $(STAMP)  ## imports go down only
 	$(BIN)/lint-imports
+
+check-image: $(STAMP)  ## the Dockerfile's rules, without Docker
+	$(BIN)/python tools/check_image.py
+
+check-image-install: $(STAMP)  ## also run the Dockerfile's build commands in a clean folder, and what they install: minutes
+	$(BIN)/python tools/check_image.py --install
 
 bench: $(STAMP)  ## figures into benchmarks/results/; never part of the tests
 	$(BIN)/python -m benchmarks.run

@@ -17,6 +17,7 @@
       CorpusError          a corpus that cannot give what the study asks for
       PromptError          one prompt that cannot be traced: empty, too long, unknown token
       EngineError          a worker, an actor or the cluster failed, or the work does not fit
+      ClusterError         the Kubernetes API refused, or cannot be reached
 
 Each message carries what happened, the value that was found, what was expected and what to do about it.
 """
@@ -118,3 +119,7 @@ class PromptError(InterpError):
 
 class EngineError(InterpError):
     """A worker, an actor or the cluster failed, or the work does not fit."""
+
+
+class ClusterError(InterpError):
+    """The Kubernetes API refused, or cannot be reached."""

@@ -3,7 +3,8 @@
 Each row of `COMMANDS` names the function or the typer application that does the work; its module is imported when the
 command is called, so that a command that only reads text does not wait for the libraries of one that computes.
 
-Exit codes: 0 done; 1 failed; 2 the study or the command line must change; 130 interrupted.
+Exit codes: 0 done; 1 failed; 2 the study or the command line must change; 130 interrupted. Where 1 says more than that
+(a run that ended before its time, a study that differs from a run), the command's help says so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("interp.cli.eval:evaluate", "Compare dictionaries, ours or of other programs, on the same tokens."),
     "artifacts": ("interp.cli.artifacts:app", "Look into a store: ls, show, get, verify, gc."),
     "convert": ("interp.cli.convert:convert", "Rewrite dictionaries of one program as another's."),
+    "submit": ("interp.cli.submit:submit", "Run a study on a Kubernetes cluster; submitting it twice is one run."),
+    "status": ("interp.cli.runs:status", "How a run on a cluster is: its stages, why it waits or failed, what to do."),
+    "logs": ("interp.cli.follow:logs", "The log of a run on a cluster; -f follows it until its end."),
+    "cancel": ("interp.cli.submit:cancel", "Stop a run on a cluster; what is finished and a checkpoint stay."),
+    "resume": ("interp.cli.submit:resume", "Start a run on a cluster again that has ended before its time."),
+    "list": ("interp.cli.runs:list_runs", "List the runs on a cluster."),
+    "diff": ("interp.cli.runs:diff", "What differs between a study and a run on a cluster."),
+    "profile": ("interp.cli.profile:app", "Profiles, which say where studies run: init, list, show, check."),
     "schema": ("interp.cli.study:schema", "Print the JSON Schema of the study file, for editors."),
 }
 """name -> (module:function or typer application, help)"""

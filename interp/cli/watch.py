@@ -15,6 +15,7 @@ from interp.cli.console import human, human_time
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from interp.errors import LockHeld
     from interp.plan import PlannedStage
     from interp.stages.runner import StageSummary
 
@@ -72,6 +73,9 @@ class LogWatcher:
             told = (rate_text(figures), left_text(figures), figures_text(figures))
             _say("  ".join([f"{stage.stage}: {step}", *(text for text in told if text)]))
 
+    def waits(self, stage: PlannedStage, held: LockHeld) -> None:
+        self.progressed(stage, f"waiting: {held.what} ({held.value})", {})
+
     def ended(self, summary: StageSummary) -> None:
         _say(f"{summary.stage}: " + ("cached" if summary.cached else f"done in {summary.seconds:.1f} s"))
 
@@ -111,6 +115,9 @@ class BarWatcher:
                 figures=figures_text(figures),
                 left=left_text(figures),
             )
+
+    def waits(self, stage: PlannedStage, held: LockHeld) -> None:
+        self._bars.console.print(f"{stage.stage:<9} waiting: {held.what} ({held.value})", highlight=False)
 
     def ended(self, summary: StageSummary) -> None:
         if self._task is not None:

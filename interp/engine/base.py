@@ -101,8 +101,9 @@ class Engine(Protocol):
         `retries` times more; then the item's outcome is an error. `again` makes of such an item what is tried instead,
         such as the same with less memory. What `worker.start()` raises is raised here.
 
-        The pool begins with `min_actors` and grows while items wait and there is room, up to `max_actors` or, on one
-        machine, to one for each core (or GPU). An actor that finds no room stops no other.
+        The pool begins with `min_actors` and grows while items wait and there is room, up to `max_actors` or to one for
+        each core (or GPU) of the machine, or of all nodes that a cluster can have. An actor that finds no room stops no
+        other. When no item is left for an actor it is given back, and an item whose node has gone is not to blame.
         """
         ...
 

@@ -1,7 +1,8 @@
 """How the processes of a job share a machine or a cluster; whether they fit is decided before anything starts.
 
-Pure arithmetic. An actor gets one logical CPU where there are enough, else an equal share of what there is; all
-actors of a job run at the same time, so a job that cannot hold them all at once would wait for ever.
+Pure arithmetic. On one machine an actor gets one logical CPU where there are enough, else an equal share of what there
+is; on the nodes of a cluster it is by the rule of `interp.engine.nodes`. All actors of a job run at the same time, so a
+job that cannot hold them all at once would wait for ever.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from interp.engine.base import Device
+from interp.engine.nodes import Nodes, cpus_each, places
 from interp.errors import EngineError
 
 RESERVE = 0.5
@@ -21,12 +23,29 @@ SMALLEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Capacity:
-    """What there is: processor cores, the CPUs and GPUs that may be reserved, and whether more nodes can be added."""
+    """What there is: processor cores, and the CPUs and GPUs that may be reserved.
+
+    Attributes:
+        nodes: of a cluster that was joined; none on one machine.
+        grows: these nodes come when they are needed, and go.
+    """
 
     cores: int
     cpus: float
     gpus: float = 0
-    elastic: bool = False
+    nodes: tuple[Nodes, ...] = ()
+    grows: bool = False
+
+    @staticmethod
+    def of(nodes: tuple[Nodes, ...], grows: bool) -> Capacity:
+        """All of a cluster's nodes together."""
+        cpus = sum(kind.count * kind.cpus for kind in nodes)
+        gpus = sum(kind.count * kind.gpus for kind in nodes)
+        return Capacity(max(1, int(cpus)), cpus, gpus, nodes, grows)
+
+    def on_gpu(self, device: Device) -> bool:
+        """Whether work for a device is done on GPUs."""
+        return device == "cuda" or (device == "auto" and self.gpus > 0)
 
 
 @dataclass(frozen=True)
@@ -43,11 +62,11 @@ class Share:
 
 
 def pool_size(capacity: Capacity, smallest: int, largest: int, device: Device) -> int:
-    """How far a pool grows: on one machine to an actor for each core (or GPU), for more of them would only wait for
-    one another, unless it is to begin with more. A cluster may grow with it."""
-    if capacity.elastic:
-        return largest
-    useful = int(capacity.gpus) if _on_gpu(capacity, device) else capacity.cores
+    """How far a pool grows: to an actor for each core (or GPU) of the machine, or of all nodes that a cluster can have,
+    for more of them would only wait for one another, unless it is to begin with more."""
+    cuda = capacity.on_gpu(device)
+    here = int(capacity.gpus) if cuda else capacity.cores
+    useful = places(capacity.nodes, cuda) if capacity.nodes else here
     return max(smallest, min(largest, useful))
 
 
@@ -57,15 +76,17 @@ def share(capacity: Capacity, processes: int, device: Device, what: str) -> Shar
     Raises:
         EngineError: they do not fit, with the numbers; `what` names them.
     """
-    cuda = _on_gpu(capacity, device)
-    if cuda and not capacity.gpus and not capacity.elastic:
+    cuda = capacity.on_gpu(device)
+    if cuda and not capacity.gpus:
         raise EngineError(
             "this work asks for GPUs and there are none",
             value=f"device={device}, {capacity.gpus:g} GPUs",
             expected="at least one GPU",
             remedy="set fit.device to cpu or auto, or run it where there is a GPU",
         )
-    cpus = 1.0 if capacity.elastic else min(1.0, _floor((capacity.cpus - RESERVE) / processes))
+    if capacity.nodes:
+        return _share_of_nodes(capacity, processes, cuda, what)
+    cpus = min(1.0, _floor((capacity.cpus - RESERVE) / processes))
     if cpus < SMALLEST_SHARE:
         raise EngineError(
             "the work does not fit on this machine",
@@ -75,18 +96,30 @@ def share(capacity: Capacity, processes: int, device: Device, what: str) -> Shar
         )
     gpus = 0.0
     if cuda:
-        gpus = 1.0 if capacity.elastic or processes <= capacity.gpus else 1 / math.ceil(processes / capacity.gpus)
+        gpus = 1.0 if processes <= capacity.gpus else 1 / math.ceil(processes / capacity.gpus)
     return Share(cpus, _floor(gpus), max(1, capacity.cores // processes))
 
 
 def with_threads(each: Share, capacity: Capacity, processes: int, part: float) -> Share:
     """The share of `processes` that do `part` of the work, beside others: threads in proportion, rounded up, for a core
-    that waits for the slower side is worth more than one that is now and then shared."""
+    that waits for the slower side is worth more than one that is now and then shared. On a cluster each keeps to the
+    CPUs of its node that it has reserved."""
+    if capacity.nodes:
+        return each
     return replace(each, threads=max(1, math.ceil(capacity.cores * part / processes)))
 
 
-def _on_gpu(capacity: Capacity, device: Device) -> bool:
-    return device == "cuda" or (device == "auto" and capacity.gpus > 0)
+def _share_of_nodes(capacity: Capacity, processes: int, cuda: bool, what: str) -> Share:
+    cpus = cpus_each(capacity.nodes, processes, cuda)
+    if not cpus:
+        grown = "at its largest " if capacity.grows else ""
+        raise EngineError(
+            "the work does not fit on this cluster",
+            value=f"{what}: {processes} processes at once" + (", each with a GPU" if cuda else ""),
+            expected=f"no more than {grown}it has places: {', '.join(map(str, capacity.nodes))}",
+            remedy="lower fit.workers, fit.harvesters or trace.actors.min, or let a worker group have more nodes",
+        )
+    return Share(max(0.01, _floor(cpus)), 1.0 if cuda else 0.0, max(1, math.ceil(cpus)))
 
 
 def _floor(value: float) -> float:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a study, said in the study's own terms.
+"""What pydantic finds wrong with a study (or another file of such models), said in the file's own terms.
 
 pydantic locates an error by field names, list indices and the tags of unions. `_walk` follows such a location through
 the annotations of the models: it drops the tags, and it ends at the models whose fields are the keys allowed there.
@@ -36,20 +36,20 @@ class Complaint:
     remedy: str | None = None
 
 
-def translate(error: ValidationError, data: Any) -> list[Complaint]:
-    """Every complaint in a ValidationError of `Study`, in the study's terms."""
+def translate(error: ValidationError, data: Any, root: type[SpecModel] = Study) -> list[Complaint]:
+    """Every complaint in a ValidationError of `Study`, or of another model, in the file's terms."""
     if data is None:
-        return [Complaint((), "the file is empty", expected=f"a mapping of {_listed(_keys([Study]))}")]
+        return [Complaint((), "the file is empty", expected=f"a mapping of {_listed(_keys([root]))}")]
     found: list[Complaint] = []
     for entry in error.errors(include_url=False):
         if entry["type"] == "too_short" and len(entry["input"]) >= entry["ctx"]["min_length"]:
             continue  # its entries are wrong, which is told of each
         inner = entry.get("ctx", {}).get("error")
         if isinstance(inner, Disagreement):
-            above = _walk(entry["loc"]).path  # of the part whose own parts disagree
+            above = _walk(entry["loc"], root).path  # of the part whose own parts disagree
             found += [Complaint((*above, *at), what, _at(data, (*above, *at))) for at, what in inner.problems]
         else:
-            found.append(_complaint(dict(entry), _walk(entry["loc"])))
+            found.append(_complaint(dict(entry), _walk(entry["loc"], root)))
     return found
 
 
@@ -143,10 +143,10 @@ class _Place:
     here: tuple[type[SpecModel], ...]
 
 
-def _walk(location: tuple[str | int, ...]) -> _Place:
+def _walk(location: tuple[str | int, ...], root: type[SpecModel]) -> _Place:
     path: list[str | int] = []
     around: tuple[type[SpecModel], ...] = ()
-    here: dict[type[SpecModel], str | None] = {Study: None}
+    here: dict[type[SpecModel], str | None] = {root: None}
     for step in location:
         if isinstance(step, str) and step.startswith("<"):  # a tag that no key can be mistaken for
             here = {model: None for model, tag in here.items() if tag == step}

@@ -9,10 +9,10 @@ makes: what is wrong with one of them is told of the list, or of the value in it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -25,6 +25,8 @@ from interp.spec.study import Study
 from interp.spec.sweep import Sweep, expand
 
 __all__ = ["Problem", "StudyFileError", "canonical_json", "key_spec", "load_study", "parse_study"]
+
+T = TypeVar("T")
 
 _SHOWN = 120
 """Characters of an offending value that a message repeats."""
@@ -51,8 +53,8 @@ class Problem:
         return asdict(self)
 
 
-class StudyFileError(SpecError):
-    """A study file that is refused, with every problem that was found in it."""
+class FileError(SpecError):
+    """A file that is refused, with every problem that was found in it."""
 
     def __init__(self, problems: tuple[Problem, ...]):
         self.problems = problems
@@ -61,7 +63,11 @@ class StudyFileError(SpecError):
         super().__init__("\n".join([*head, *map(str, problems)]))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return StudyFileError, (self.problems,)
+        return type(self), (self.problems,)
+
+
+class StudyFileError(FileError):
+    """A study file that is refused."""
 
 
 def load_study(path: str | Path) -> Study:
@@ -70,17 +76,24 @@ def load_study(path: str | Path) -> Study:
     Raises:
         SpecError: the file cannot be read, is no YAML, or says something that is not allowed.
     """
-    file = str(path)
+    return parse_study(text_of(path, "study"), str(path))
+
+
+def text_of(path: str | Path, what: str) -> str:
+    """The text of a file that is said to be a `what`.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SpecError(f"{file} is not UTF-8", value=str(error), expected="a text file in UTF-8") from error
+        raise SpecError(f"{path} is not UTF-8", value=str(error), expected="a text file in UTF-8") from error
     except OSError as error:
-        remedy = "check the path of the study file"
+        remedy = f"check the path of the {what} file"
         raise SpecError(
-            f"{file} cannot be read: {error.strerror}", expected="a study in YAML", remedy=remedy
+            f"{path} cannot be read: {error.strerror}", expected=f"a {what} in YAML", remedy=remedy
         ) from error
-    return parse_study(text, file)
 
 
 def parse_study(text: str, file: str = "<text>") -> Study:
@@ -89,6 +102,20 @@ def parse_study(text: str, file: str = "<text>") -> Study:
     Raises:
         SpecError: as `load_study`.
     """
+    return parse(text, file, _validated, StudyFileError)
+
+
+def parse(
+    text: str, file: str, validated: Callable[[Any], tuple[T | None, list[Complaint]]], refused: type[FileError]
+) -> T:
+    """What a YAML text describes.
+
+    Args:
+        validated: makes it of plain data, or says what is wrong.
+
+    Raises:
+        FileError: of the kind `refused`, with every problem and its line.
+    """
     try:
         located = load(text)
     except yaml.MarkedYAMLError as error:
@@ -96,15 +123,15 @@ def parse_study(text: str, file: str = "<text>") -> Study:
         line = mark.line + 1 if mark else None
         what = "this is no YAML: " + ", ".join(part for part in (error.context, error.problem) if part)
         remedy = "use spaces, not tabs, and keep the indentation of one level alike"
-        raise StudyFileError((Problem(file, line, "", what, remedy=remedy),)) from error
+        raise refused((Problem(file, line, "", what, remedy=remedy),)) from error
     except yaml.YAMLError as error:
-        raise StudyFileError((Problem(file, None, "", f"this is no YAML: {error}"),)) from error
+        raise refused((Problem(file, None, "", f"this is no YAML: {error}"),)) from error
     problems = [Problem(file, line, dotted(where), what) for line, where, what in located.problems]
-    study, complaints = _validated(located.data)
-    problems += [_placed(complaint, file, located.line(complaint.path)) for complaint in complaints]
-    if study is None or problems:
-        raise StudyFileError(tuple(sorted(problems, key=lambda p: (p.line is None, p.line or 0))))
-    return study
+    found, complaints = validated(located.data)
+    problems += [placed(complaint, file, located.line(complaint.path)) for complaint in complaints]
+    if found is None or problems:
+        raise refused(tuple(sorted(problems, key=lambda p: (p.line is None, p.line or 0))))
+    return found
 
 
 def study_of(data: dict[str, Any], source: str) -> Study:
@@ -115,7 +142,7 @@ def study_of(data: dict[str, Any], source: str) -> Study:
     """
     study, complaints = _validated(data)
     if study is None:
-        raise StudyFileError(tuple(_placed(complaint, source, None) for complaint in complaints))
+        raise StudyFileError(tuple(placed(complaint, source, None) for complaint in complaints))
     return study
 
 
@@ -153,7 +180,8 @@ def _as_written(complaints: Iterable[Complaint], sweep: Sweep) -> Iterator[Compl
             yield own
 
 
-def _placed(complaint: Complaint, file: str, line: int | None) -> Problem:
+def placed(complaint: Complaint, file: str, line: int | None) -> Problem:
+    """A complaint with its place in a file."""
     value = None if complaint.value is None else _short(complaint.value)
     return Problem(file, line, dotted(complaint.path), complaint.what, value, complaint.expected, complaint.remedy)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from interp.engine.lazy import LazyEngine
-from interp.errors import EngineError
+from interp.errors import EngineError, LockHeld
 from interp.stages import load_stage
 from interp.stages.context import StageContext
 from interp.stages.headlines import headline
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from interp.store import Artifact, Store
 
 logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 2.0
+"""Between two looks at a stage that another driver makes."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class Watcher(Protocol):
         """How far it is: figures such as `done`, `total`, `unit`, `rate`, `fvu`."""
         ...
 
+    def waits(self, stage: PlannedStage, held: LockHeld) -> None:
+        """Another driver is at work on this stage; told again at every look."""
+        ...
+
     def ended(self, summary: StageSummary) -> None:
         """A stage is done, or was cached."""
         ...
@@ -81,6 +88,8 @@ class NobodyWatches:
 
     def progressed(self, stage: PlannedStage, step: str, figures: Mapping[str, Any]) -> None: ...
 
+    def waits(self, stage: PlannedStage, held: LockHeld) -> None: ...
+
     def ended(self, summary: StageSummary) -> None: ...
 
 
@@ -91,6 +100,7 @@ def run_plan(
     progress: Watcher | None = None,
     *,
     retry_failed: bool = False,
+    wait: float = 0.0,
 ) -> RunSummary:
     """Make every artifact of a plan that the store does not have; activations only where a fit that reads them is to be
     made.
@@ -98,18 +108,22 @@ def run_plan(
     Args:
         retry_failed: also make a trace anew of which prompts failed for reasons that are not their own; those alone
             are traced, and the artifact that is there stays until the new one takes its place.
+        wait: seconds to wait for another driver that makes a stage: what it finishes is used, and if it dies, its work
+            is taken over from its last checkpoint.
 
     Raises:
+        LockHeld: another driver makes a stage, and went on for longer than `wait`.
         InterpError: what a stage raised; the stages before it are finished, and its own work up to here is kept.
     """
     watcher = progress or NobodyWatches()
     _require_trackers(plan, store)
+    how = _How(watcher, retry_failed, wait)
     started, summaries = time.monotonic(), []
     with LazyEngine(lambda: _that_sees(store, engine_factory())) as engine:
         for stage in plan.stages:
             if not plan.is_needed(stage, lambda reader: store.has(reader.stage, reader.key)):
                 continue
-            summaries.append(_run_stage(plan, stage, store, engine, watcher, retry_failed))
+            summaries.append(_run_stage(plan, stage, store, engine, how))
             watcher.ended(summaries[-1])
     return RunSummary(tuple(summaries), time.monotonic() - started)
 
@@ -135,25 +149,47 @@ def _that_sees(store: Store, engine: Engine) -> Engine:
     return engine
 
 
-def _run_stage(
-    plan: Plan, stage: PlannedStage, store: Store, engine: Engine, watcher: Watcher, retry_failed: bool
+@dataclass(frozen=True)
+class _How:
+    """What all stages of a run have in common."""
+
+    watcher: Watcher
+    retry_failed: bool
+    wait: float
+
+
+def _run_stage(plan: Plan, stage: PlannedStage, store: Store, engine: Engine, how: _How) -> StageSummary:
+    deadline: float | None = None
+    while True:
+        # Not `stage.cached`: that was when the plan was made, and another driver may have finished it since.
+        earlier = store.get(stage.stage, stage.key) if store.has(stage.stage, stage.key) else None
+        if earlier is not None and not (how.retry_failed and failures_to_retry(earlier)):
+            return _summary(earlier, cached=True, seconds=0.0)
+        try:
+            return _make(plan, stage, store, engine, how.watcher, earlier)
+        except LockHeld as held:
+            deadline = deadline or time.monotonic() + how.wait
+            if time.monotonic() >= deadline:
+                raise
+            how.watcher.waits(stage, held)
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _make(
+    plan: Plan, stage: PlannedStage, store: Store, engine: Engine, watcher: Watcher, earlier: Artifact | None
 ) -> StageSummary:
-    # Not `stage.cached`: that was when the plan was made, and another driver may have finished it since.
-    earlier = store.get(stage.stage, stage.key) if store.has(stage.stage, stage.key) else None
-    if earlier is not None and not (retry_failed and failures_to_retry(earlier)):
-        return _summary(earlier, cached=True, seconds=0.0)
-    watcher.began(stage)
-    started = time.monotonic()
-    context = StageContext(
-        plan.study,
-        stage,
-        engine,
-        store,
-        lambda step, /, **figures: watcher.progressed(stage, step, figures),
-        earlier,
-    )
     inputs = {role: store.get(*place) for role, place in stage.input_artifacts().items()}
     with store.create(stage.stage, stage.key, spec=stage.spec, inputs=stage.inputs, replaces=earlier) as out:
+        watcher.began(stage)
+        started = time.monotonic()
+        context = StageContext(
+            plan.study,
+            stage,
+            engine,
+            store,
+            lambda step, /, **figures: watcher.progressed(stage, step, figures),
+            earlier,
+        )
         load_stage(stage.stage).run(context, inputs, out)
     return _summary(store.get(stage.stage, stage.key), cached=False, seconds=time.monotonic() - started)
 

@@ -5,6 +5,7 @@
     <stage>/<key>/attempt-<n>/<name>     those of a later attempt (the writer before it failed or was killed)
     <stage>/<key>/attempt-<n>-<token>/<name>    those that workers of attempt n put there themselves (see `parts`)
     <stage>/<key>/lock/<n>.json          who makes, or made, attempt n; removed when the artifact is done
+    runs/<run>/<name>                    no artifact: how a run on a cluster goes (see `runs`)
     <stage>/<key>/scratch/<name>         checkpoints and other things that outlive a failed attempt; removed when done
 
 Every attempt has a place of its own, so a writer that was taken for dead and wakes up again writes over nothing
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from interp.errors import StoreError
 
 MANIFEST = "manifest.json"
+RUNS = "runs"
+"""Beside the stages: what `interp.store.runs` keeps."""
+
 TEMPORARY = ".tmp-"
 """First characters of the name of a file that is being written, or was when its writer died."""
 
@@ -36,7 +40,7 @@ class Place:
     key: str
 
     def __post_init__(self) -> None:
-        if not _STAGE.match(self.stage):
+        if not _STAGE.match(self.stage) or self.stage == RUNS:
             raise StoreError(
                 "this cannot be a stage", value=self.stage, expected="lower-case letters, digits, '-', '_'"
             )

@@ -39,13 +39,12 @@ def test_too_many_processes_are_refused_with_the_numbers() -> None:
 
 
 def test_a_pool_on_one_machine_grows_to_its_cores_or_gpus() -> None:
-    laptop, server, cluster = Capacity(2, 4), Capacity(16, 32, gpus=2), Capacity(8, 8, gpus=4, elastic=True)
+    laptop, server = Capacity(2, 4), Capacity(16, 32, gpus=2)
     assert pool_size(laptop, 1, 64, "cpu") == 2
     assert pool_size(laptop, 3, 64, "cpu") == 3
     assert pool_size(server, 1, 64, "cpu") == 16
     assert pool_size(server, 1, 64, "auto") == 2
     assert pool_size(server, 4, 64, "cuda") == 4
-    assert pool_size(cluster, 1, 64, "auto") == 64
 
 
 def test_gpus_are_shared_when_there_are_too_few_and_demanded_when_asked_for() -> None:

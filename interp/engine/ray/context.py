@@ -24,12 +24,15 @@ RETRIES = 3
 def data_settings() -> Iterator[None]:
     """Ray Data's settings for pipelines that are made inside: ordered, quiet, one row to a block.
 
-    A block of one row is read straight from shared memory, and the stream is held back by the row. A stream may fill a
-    quarter of the shared memory, for every process that reads it counts those pages as its own.
+    A block of one row is read straight from shared memory, and the stream is held back by the row. On one machine a
+    stream may fill a quarter of the shared memory, for every process that reads it counts those pages as its own. On
+    more nodes Ray's own limit holds, half of what there is at each moment: nodes come and go.
     """
     context = ray.data.DataContext.get_current().copy()
-    shared = ray.cluster_resources().get("object_store_memory", 0)
-    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=shared // 4)
+    if len([node for node in ray.nodes() if node["Alive"]]) == 1:
+        shared = ray.cluster_resources().get("object_store_memory", 0)
+        limits = ray.data.ExecutionResources.for_limits(object_store_memory=shared // 4)
+        context.execution_options.resource_limits = limits
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1
     context.enable_progress_bars = False

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 
 from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec
 from interp.engine.job import FitJob
+from interp.engine.nodes import places
 from interp.engine.ray.session import start
 from interp.engine.resources import pool_size, share
 
@@ -29,8 +30,11 @@ class RayEngine:
     ) -> Generator[R]:
         from interp.engine.ray.streams import map_ordered
 
-        each = share(self._session.capacity, actors, device, f"a stream with {actors} actors")
-        return map_ordered(worker, batches, actors, each)
+        capacity = self._session.capacity
+        if capacity.nodes:
+            actors = max(1, min(actors, places(capacity.nodes, capacity.on_gpu(device))))
+        each = share(capacity, actors, device, f"a stream with {actors} actors")
+        return map_ordered(worker, batches, actors, each, capacity)
 
     def pool(
         self,
@@ -44,10 +48,21 @@ class RayEngine:
         again: Callable[[T], T] | None = None,
     ) -> Generator[Outcome[R]]:
         from interp.engine.ray.pool import Pool
+        from interp.engine.ray.room import NodeWatch
 
-        largest = pool_size(self._session.capacity, min_actors, max_actors, device)
-        each = share(self._session.capacity, largest, device, f"a pool of {largest} actors")
-        run = Pool(worker, items, smallest=min_actors, largest=largest, retries=retries, share=each, again=again)
+        capacity = self._session.capacity
+        largest = pool_size(capacity, min_actors, max_actors, device)
+        each = share(capacity, largest, device, f"a pool of {largest} actors")
+        run = Pool(
+            worker,
+            items,
+            smallest=min_actors,
+            largest=largest,
+            retries=retries,
+            share=each,
+            again=again,
+            nodes=NodeWatch(capacity, each, 1, "a pool"),
+        )
         return run.outcomes()
 
     def fit(self, job: FitJob, progress: Progress) -> None:

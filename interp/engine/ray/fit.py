@@ -11,6 +11,7 @@ once: what was computed after the checkpoint leaves no trace.
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,9 +23,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from interp.engine.base import Progress
 from interp.engine.job import PROGRESS, STOP, FitJob
+from interp.engine.nodes import node_memory
 from interp.engine.placing import device_memory, largest_share, needs_of, settled
 from interp.engine.ray.activations import NAME, activations
 from interp.engine.ray.context import RETRIES, data_settings, own_part, ray_failure
+from interp.engine.ray.room import NodeWatch, Say, await_room
 from interp.engine.ray.session import Session
 from interp.engine.ray.worker import work
 from interp.engine.resources import Share, share, with_threads
@@ -49,18 +52,26 @@ def fit(job: FitJob, session: Session, progress: Progress) -> None:
     each = _share(job, session, harvesters=job.harvesters if job.mode == "streamed" else 0)
     if job.finished():
         return
+
+    def waits(sentence: str) -> None:
+        logger.info(sentence)
+        progress(sentence)
+
     needs = needs_of(job)
-    memory, beside = (_worker_memory(job, session, harvesters) for harvesters in (0, job.harvesters))
+    memory, beside = (_worker_memory(job, session, harvesters, waits) for harvesters in (0, job.harvesters))
     job, chosen = settled(job, needs, memory, beside)
     harvester = each
-    if job.mode == "streamed":
-        each = _share(job, session, harvesters=job.harvesters)
+    harvesters = job.harvesters if job.mode == "streamed" else 0
+    if harvesters:
+        each = _share(job, session, harvesters=harvesters)
         harvester = with_threads(each, session.capacity, job.harvesters, needs.forward_part)
         each = with_threads(each, session.capacity, job.workers, 1 - needs.forward_part)
     placement = {"mode": chosen.mode, "shards": chosen.shards, "placement": chosen.reason}
     job.scratch.delete(PROGRESS, STOP)
+    await_room(session.capacity, each, job.workers + harvesters, "fit", waits)
     with stop_on_signal() as asked:
-        _watched(job, _Thread(partial(_train, job, each, harvester, session)), asked, placement, progress)
+        watch = NodeWatch(session.capacity, each, job.workers + harvesters, "fit", waits)
+        _watched(job, _Thread(partial(_train, job, each, harvester)), asked, placement, progress, watch.look)
 
 
 def _share(job: FitJob, session: Session, harvesters: int) -> Share:
@@ -69,9 +80,9 @@ def _share(job: FitJob, session: Session, harvesters: int) -> Share:
     return share(session.capacity, job.workers + harvesters, job.device, what)
 
 
-def _worker_memory(job: FitJob, session: Session, harvesters: int) -> int:
-    """Bytes of one worker's device, with so many harvesters beside all workers; asked in a process like a worker's
-    where this machine is not the worker's."""
+def _worker_memory(job: FitJob, session: Session, harvesters: int, waits: Say = logger.info) -> int:
+    """Bytes of one worker's device, with so many harvesters beside all workers. Of a cluster's nodes what is known is
+    taken; else it is asked in a process like a worker's, once there is a node for it."""
     processes = job.workers + harvesters
     try:
         each = _share(job, session, harvesters)
@@ -79,16 +90,25 @@ def _worker_memory(job: FitJob, session: Session, harvesters: int) -> int:
         if job.mode == "streamed" or not harvesters:
             raise
         return 0  # so many processes do not fit: there is no streamed mode to choose
-    part = each.gpus if each.gpus else largest_share(processes, ray.nodes() if session.capacity.elastic else [None])
-    if not each.gpus and not session.capacity.elastic:
+    capacity = session.capacity
+    if known := node_memory(capacity.nodes, each.cpus, each.gpus > 0):
+        return known
+    part = each.gpus or largest_share(processes, range(sum(kind.count for kind in capacity.nodes)))
+    if not each.gpus and not capacity.nodes:
         return device_memory("cpu", part)
+    await_room(capacity, each, 1, "asking for a worker's memory", waits)
     task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus)(device_memory)
     with ray_failure("asking for a worker's memory"):
         return int(ray.get(task.remote(each.device, part)))
 
 
 def _watched(
-    job: FitJob, training: _Thread, asked: Callable[[], bool], placement: dict[str, Any], progress: Progress
+    job: FitJob,
+    training: _Thread,
+    asked: Callable[[], bool],
+    placement: dict[str, Any],
+    progress: Progress,
+    look: Callable[[], None] = lambda: None,
 ) -> None:
     """Train in a thread, since Ray Train would take over Ctrl-C in the main one, which tells how far it is, and passes
     on that a stop is asked for."""
@@ -96,6 +116,7 @@ def _watched(
     told, passed_on = None, False
     while training.is_alive():
         training.join(WATCH_EVERY_S)
+        look()
         if asked() and not passed_on:
             logger.warning("asked to stop: finishing the step and keeping a checkpoint")
             job.scratch.write_json(STOP, {"asked": True})
@@ -123,15 +144,15 @@ class _Thread(threading.Thread):
             self.error = error
 
 
-def _train(job: FitJob, each: Share, harvester: Share, session: Session) -> None:
+def _train(job: FitJob, each: Share, harvester: Share) -> None:
     streamed = job.mode == "streamed"
     # Dealt out even to one worker: a stream that a worker runs itself takes time, and Python's lock, from training.
     split = [NAME]
     shared_gpu = each.gpus not in (0, 1)
     backend = "nccl" if each.device == "cuda" and not shared_gpu else "gloo"
     resources = {"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {})
-    where = str(session.folder / "train") if session.folder else f"{job.scratch.url}/ray-train"
-    with data_settings():
+    # Ray Train writes a mark of its own there and nothing else, from a process beside this one.
+    with tempfile.TemporaryDirectory(prefix="interp-train-") as where, data_settings():
         trainer = TorchTrainer(
             work,
             train_loop_config={"job": job, "threads": each.threads},

@@ -1,5 +1,9 @@
 """Start Ray for one run, or join the cluster that RAY_ADDRESS names.
 
+What a joined cluster can do is what INTERP_CLUSTER says that it grows to, or else what it has now
+(`interp.engine.nodes`). Its processes run in pods, whose environment is not this one's: what they must have of the
+settings here is sent along.
+
 Embedded Ray is private: a token made for this run guards its ports (they listen on all interfaces, whatever one asks),
 its files are in a folder of its own, and only what was started here is stopped. It is also quiet: what goes wrong
 comes back as an exception, so Ray's own lines stay in its log folder.
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from interp.engine.lazy import available_cores
+from interp.engine.nodes import VARIABLE, nodes_from_environment, nodes_of
 from interp.engine.resources import Capacity
 from interp.errors import EngineError
 
@@ -47,12 +52,14 @@ _QUIET = {
     # A dead worker is noticed within half a second, and a slow start is no failure.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-}
-_EMBEDDED = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # A node that goes is met when it has gone: training goes on from a checkpoint that is in the store.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+_EMBEDDED = {"RAY_AUTH_MODE": "token"}
+
+_SENT_ALONG = ("OMP_WAIT_POLICY", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DATA_DISABLE_PROGRESS_BARS")
+"""Of _QUIET, what other processes read; Ray Train passes on its own."""
 
 
 @dataclass
@@ -93,7 +100,7 @@ def start(*, cpus: int | None = None, gpus: int | None = None, object_store_byte
         object_store_bytes: by default `object_store_size` of this machine.
 
     Raises:
-        EngineError: Ray does not start, or the cluster cannot be reached.
+        EngineError: Ray does not start, the cluster cannot be reached, or it can do no work.
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
@@ -128,11 +135,24 @@ def _require_token_mode() -> None:
 
 
 def _join(address: str) -> Session:
+    said = nodes_from_environment(os.environ)
     _require_reachable(address)
-    _init(address=address)
-    found = _resources()
-    cpus = found.get("CPU", 0.0)
-    return Session(Capacity(max(1, int(cpus)), cpus, found.get("GPU", 0.0), elastic=True), None)
+    # The environment that a job was submitted with is part of this process's: the same names are no conflict.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    _init(address=address, runtime_env={"env_vars": {name: os.environ[name] for name in _SENT_ALONG}})
+    import ray
+
+    nodes = nodes_of(ray.nodes()) if said is None else said
+    if not nodes:
+        ray.shutdown()
+        raise EngineError(
+            "the Ray cluster has no node that takes work",
+            value=f"RAY_ADDRESS={address}, {VARIABLE} is not set",
+            expected="a node with CPUs, or word of what the cluster grows to",
+            remedy=f"add a worker, or set {VARIABLE} where the cluster adds them by itself",
+        )
+    logger.info("joined a cluster: %s%s", "up to " if said else "", ", ".join(map(str, nodes)))
+    return Session(Capacity.of(nodes, grows=said is not None), None)
 
 
 def _require_reachable(address: str) -> None:

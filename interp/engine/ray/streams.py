@@ -18,16 +18,20 @@ import ray.data
 
 from interp.engine.base import R, T, WorkerSpec
 from interp.engine.ray.context import data_settings, on_one_process, ray_failure, through_actors
-from interp.engine.resources import Share
+from interp.engine.ray.room import await_room
+from interp.engine.resources import Capacity, Share
 from interp.errors import EngineError, InterpError
 
 WINDOW_BYTES = 32 << 20
 """Batches that are read ahead of the actors, pickled."""
 
 
-def map_ordered(worker: WorkerSpec[T, R], batches: Iterable[T], actors: int, share: Share) -> Generator[R]:
-    """See `Engine.map_ordered`."""
+def map_ordered(
+    worker: WorkerSpec[T, R], batches: Iterable[T], actors: int, share: Share, capacity: Capacity
+) -> Generator[R]:
+    """See `Engine.map_ordered`; on a cluster it begins when there is room for one actor."""
     first = 0
+    await_room(capacity, share, 1, "a stream of batches")
     for window in _windows(batches, WINDOW_BYTES):
         yield from _map_window(worker, window, first, min(actors, len(window)), share)
         first += len(window)

@@ -1,0 +1,146 @@
+"""`interp submit`, `interp resume`, `interp cancel`: a study, on a cluster.
+
+Exit codes: 0 done (also: it runs already, all is cached, it had ended); 1 failed, or the run has ended and must be
+resumed; 2 the study, the profile or the command line must change; with --follow, 1 also when the run fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp.cli.console import FAILED, print_json, print_line
+from interp.cli.site import AsJson, ProfileOption, Run, StoreOption, known_store, open_site
+from interp.cluster import control, profiles
+from interp.cluster.client import Cluster
+from interp.cluster.fits import require_fit
+from interp.cluster.render import dump_yaml, render
+from interp.plan import make_plan
+from interp.spec.loading import load_study
+from interp.store import Store
+
+if TYPE_CHECKING:
+    from interp.cluster.control import Done
+    from interp.plan import Plan
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="a study in YAML")]
+Follow = Annotated[bool, typer.Option("--follow", help="then show its log until it ends; ctrl-C leaves it running")]
+
+
+def submit(
+    study: StudyFile,
+    profile: ProfileOption = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URL", help="another store than the study's")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what would be sent, and write nothing anywhere")
+    ] = False,
+    follow: Follow = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="trace prompts again that failed by no fault of their own")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study on the cluster of a profile. Submitting it twice is one run.
+
+    Exit codes: 0 submitted, running already, or all is cached; 1 failed, or the run has ended before its time (see
+    interp resume); 2 the study, the profile or the command line must change.
+    """
+    plan, opened = _planned(study, store)
+    chosen = profiles.load_profile(profile)
+    require_fit(plan, chosen)
+    if dry_run:
+        manifest = render(control.name_of_run(plan, opened), plan, chosen, retry_failed=retry_failed)
+        return print_json(manifest) if as_json else print_line(dump_yaml(manifest).rstrip())
+    run = control.name_of_run(plan, opened)
+    if control.is_cached(plan, retry_failed):
+        return _tell(control.Done(run, "cached", "succeeded", opened.url), as_json)
+    cluster = Cluster.open(chosen.context, chosen.namespace)
+    done = control.submit(plan, chosen, cluster, opened, retry_failed=retry_failed)
+    _tell(done, as_json)
+    if done.outcome == "ended":
+        raise typer.Exit(FAILED)
+    if follow:
+        _follow(done, cluster, as_json)
+
+
+def resume(
+    run: Run,
+    profile: ProfileOption = None,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", help="with the study's settings as they are now: workers, batches, actors"),
+    ] = None,
+    store: StoreOption = None,
+    follow: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a run again that failed, was cancelled or was lost. What is finished is not done again.
+
+    It has the plan that it was submitted with, and that profile unless another is named. Exit codes: 0 resumed, or
+    nothing was left to do; 1 failed, or it has not ended; 2 the profile or the study must change.
+    """
+    site = open_site(profile, store, needs_cluster=True)
+    name, _, url = site.find(run)
+    opened = Store.open(known_store(name, url))
+    chosen = None if profile is None else profiles.load_profile(profile)
+    plan = None if study is None else _planned(study, opened.url)[0]
+    done = control.resume(name, site.required_cluster, opened, profile=chosen, study_plan=plan)
+    _tell(done, as_json)
+    if follow and done.outcome != "cached":
+        _follow(done, site.required_cluster, as_json)
+
+
+def cancel(
+    run: Run,
+    profile: ProfileOption = None,
+    store: StoreOption = None,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, metavar="SECONDS", help="for the driver to keep a checkpoint and stop")
+    ] = control.CHECKPOINT_WITHIN_S,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a run. What is finished stays, and so does a checkpoint: interp resume goes on from there.
+
+    Exit codes: 0 cancelled, or it had ended before; 1 failed; 2 there is no such profile.
+    """
+    site = open_site(profile, store, needs_cluster=True)
+    name, _, url = site.find(run)
+    _tell(control.cancel(name, site.required_cluster, None if url is None else Store.open(url), wait=wait), as_json)
+
+
+def _planned(study: Path, store: str | None) -> tuple[Plan, Store]:
+    """The plan says which store it is in: that is where the pods look."""
+    loaded = load_study(study)
+    opened = Store.open(store or loaded.store)
+    return make_plan(loaded.model_copy(update={"store": opened.url}), opened), opened
+
+
+def _follow(done: Done, cluster: Cluster, as_json: bool) -> None:
+    from interp.cli.follow import follow_run
+
+    follow_run(done.run, cluster, done.store, as_json=as_json)
+
+
+def _tell(done: Done, as_json: bool) -> None:
+    if as_json:
+        return print_json(asdict(done))
+    run = done.run
+    print_line(
+        {
+            "submitted": f"{run}: submitted",
+            "resumed": f"{run}: resumed; what is finished is not done again",
+            "already running": f"{run}: already running ({done.phase})",
+            "cached": f"{run}: everything is cached in {done.store}; nothing is submitted",
+            "cancelled": f"{run}: cancelled; what is finished and the last checkpoint stay in {done.store}",
+            "ended": f"{run}: has ended before ({done.phase})",
+        }[done.outcome]
+    )
+    if done.note:
+        print_line(f"  {done.note}")
+    if done.outcome in ("submitted", "resumed", "already running"):
+        print_line(f"  interp status {run}\n  interp logs {run} -f")
+    elif done.outcome in ("cancelled", "ended") and done.phase != "succeeded":
+        print_line(f"  interp resume {run}   goes on with it")
