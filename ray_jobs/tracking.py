@@ -48,6 +48,7 @@ class Tracker:
         self._running: str | None = None
         self._clock = self._logged = self._sampled = 0.0
         self._held_back: tuple[Any, ...] | None = None
+        self._actors: Any = None
 
     # --- what is told
 
@@ -157,12 +158,15 @@ class Tracker:
         return replace(stage, seconds=round(time.monotonic() - self._clock, 3))
 
     def _sample(self, *told: Any) -> None:
-        """One row every so often, and always the last of a step. `told` is stage, key, step and figures."""
+        """One row every so often, and always the last of a step, and the last before and the first after a change in
+        the number of actors: a pool may shrink from many to none within a second. `told` is stage, key, step, figures.
+        """
         with self._guard:
-            if self._held_back is not None and self._held_back[1:4] != told[:3]:
+            resized, self._actors = told[3].get("actors") != self._actors, told[3].get("actors")
+            if self._held_back is not None and (resized or self._held_back[1:4] != told[:3]):
                 self._release()
             self._held_back = (now(), *told)
-            if time.monotonic() - self._sampled >= SAMPLE_EVERY_S:
+            if resized or time.monotonic() - self._sampled >= SAMPLE_EVERY_S:
                 self._sampled = time.monotonic()
                 self._release()
 

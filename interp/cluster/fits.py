@@ -24,13 +24,11 @@ from interp.cluster.visible import require_visible
 from interp.errors import EngineError, SpecError
 from interp.plan.budget import sizes_of
 from interp.plan.make import check_places, places_in
+from interp.plan.nodes import RESERVE, SMALLEST
 from interp.plan.placement import Mode, Needs, place
 from interp.plan.plan import Plan, PlannedStage
 from interp.plan.shapes import ModelShape
 from interp.spec.study import Study
-
-CPU_RESERVE, SMALLEST_CPUS = 0.5, 0.2
-"""Of a node, left to Ray itself; and of a process, the least. The engine divides nodes by the same rule."""
 
 
 def require_fit(plan: Plan, profile: Profile, shape: ModelShape | None = None) -> None:
@@ -118,8 +116,8 @@ class Room:
     def _on_node(self, group: WorkerGroup) -> int:
         if self.cuda:
             return group.gpus
-        free = group.cpus - min(CPU_RESERVE, group.cpus / 2)
-        return math.floor(free / SMALLEST_CPUS + 1e-9)
+        free = group.cpus - min(RESERVE, group.cpus / 2)
+        return math.floor(free / SMALLEST + 1e-9)
 
 
 def _require_places(what: str, processes: int, made_of: str, room: Room, remedy: str) -> None:

@@ -1,7 +1,7 @@
 """How the processes of a job share a machine or a cluster; whether they fit is decided before anything starts.
 
 Pure arithmetic. On one machine an actor gets one logical CPU where there are enough, else an equal share of what there
-is; on the nodes of a cluster it is by the rule of `interp.engine.nodes`. All actors of a job run at the same time, so a
+is; on the nodes of a cluster it is by the rule of `interp.plan.nodes`. All actors of a job run at the same time, so a
 job that cannot hold them all at once would wait for ever.
 """
 
@@ -11,14 +11,8 @@ import math
 from dataclasses import dataclass, replace
 
 from interp.engine.base import Device
-from interp.engine.nodes import Nodes, cpus_each, places
 from interp.errors import EngineError
-
-RESERVE = 0.5
-"""Logical CPUs that are left to what Ray runs beside the actors: without them a stream could not read its source."""
-
-SMALLEST_SHARE = 0.2
-"""Of a logical CPU. With less than that to each, processes spend their time waiting for one another."""
+from interp.plan.nodes import RESERVE, SMALLEST, Nodes, cpus_each, places
 
 
 @dataclass(frozen=True)
@@ -87,11 +81,11 @@ def share(capacity: Capacity, processes: int, device: Device, what: str) -> Shar
     if capacity.nodes:
         return _share_of_nodes(capacity, processes, cuda, what)
     cpus = min(1.0, _floor((capacity.cpus - RESERVE) / processes))
-    if cpus < SMALLEST_SHARE:
+    if cpus < SMALLEST:
         raise EngineError(
             "the work does not fit on this machine",
             value=f"{what}: {processes} processes on {capacity.cpus:g} logical CPUs ({capacity.cores} cores)",
-            expected=f"at most {int((capacity.cpus - RESERVE) / SMALLEST_SHARE)} processes at once",
+            expected=f"at most {int((capacity.cpus - RESERVE) / SMALLEST)} processes at once",
             remedy="lower fit.workers, fit.harvesters or trace.actors.min, or use a larger machine",
         )
     gpus = 0.0

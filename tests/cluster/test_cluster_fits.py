@@ -14,12 +14,12 @@ from rendered import CPU, GPU, plan, profile, study
 from interp.cluster.fits import Room, require_fit
 from interp.cluster.profile import Profile
 from interp.cluster.render import cluster_of
-from interp.engine.nodes import cpus_each, nodes_from_environment
 from interp.errors import SpecError
 from interp.plan import places_in
 from interp.plan.budget import budget_of
 from interp.plan.cost import Cost
 from interp.plan.machines import GPUS
+from interp.plan.nodes import cpus_each, nodes_from_environment
 from interp.plan.shapes import ModelShape, shape_of
 from interp.spec.study import Study
 

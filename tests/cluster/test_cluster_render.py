@@ -208,7 +208,7 @@ def test_the_cluster_that_the_driver_is_told_of_is_the_one_that_is_asked_for() -
 
 
 def test_the_engine_reads_the_cluster() -> None:
-    from interp.engine.nodes import nodes_from_environment
+    from interp.plan.nodes import nodes_from_environment
 
     for name in PROFILES:
         for role, template in pods(job(profile(name))).items():

@@ -27,9 +27,9 @@ from typing import Any
 import psutil
 import pytest
 
-from interp.engine.nodes import Nodes, cpus_each, node_memory, nodes_from_environment, nodes_of, places
 from interp.engine.resources import Capacity, Share, pool_size, share, with_threads
 from interp.errors import EngineError
+from interp.plan.nodes import Nodes, cpus_each, node_memory, nodes_from_environment, nodes_of, places
 
 GPU = Nodes(name="gpu", count=8, cpus=16, gpus=2, memory=128 * 10**9)
 CPU = Nodes(name="cpu", count=4, cpus=8, memory=32 * 10**9)

@@ -6,8 +6,9 @@ import pytest
 
 from interp.engine import LazyEngine, open_engine
 from interp.engine.local import InProcess
-from interp.engine.resources import RESERVE, Capacity, pool_size, share, with_threads
+from interp.engine.resources import Capacity, pool_size, share, with_threads
 from interp.errors import EngineError
+from interp.plan.nodes import RESERVE
 
 
 def test_a_few_processes_get_a_cpu_each_and_their_part_of_the_cores() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Iterable
 
 from interp.engine.base import Device, Outcome, Progress, R, T, WorkerSpec
 from interp.engine.job import FitJob
-from interp.engine.nodes import places
 from interp.engine.ray.session import start
 from interp.engine.resources import pool_size, share
+from interp.plan.nodes import places
 
 
 class RayEngine:

@@ -23,7 +23,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from interp.engine.base import Progress
 from interp.engine.job import PROGRESS, STOP, FitJob
-from interp.engine.nodes import node_memory
 from interp.engine.placing import device_memory, largest_share, needs_of, settled
 from interp.engine.ray.activations import NAME, activations
 from interp.engine.ray.context import RETRIES, data_settings, own_part, ray_failure
@@ -33,6 +32,7 @@ from interp.engine.ray.worker import work
 from interp.engine.resources import Share, share, with_threads
 from interp.engine.stopping import stop_on_signal
 from interp.errors import EngineError, InterpError
+from interp.plan.nodes import node_memory
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Start Ray for one run, or join the cluster that RAY_ADDRESS names.
 
 What a joined cluster can do is what INTERP_CLUSTER says that it grows to, or else what it has now
-(`interp.engine.nodes`). Its processes run in pods, whose environment is not this one's: what they must have of the
+(`interp.plan.nodes`). Its processes run in pods, whose environment is not this one's: what they must have of the
 settings here is sent along.
 
 Embedded Ray is private: a token made for this run guards its ports (they listen on all interfaces, whatever one asks),
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from interp.engine.lazy import available_cores
-from interp.engine.nodes import VARIABLE, nodes_from_environment, nodes_of
 from interp.engine.resources import Capacity
 from interp.errors import EngineError
+from interp.plan.nodes import VARIABLE, nodes_from_environment, nodes_of
 
 logger = logging.getLogger(__name__)
 

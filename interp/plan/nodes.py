@@ -29,7 +29,7 @@ from interp.errors import EngineError
 VARIABLE = "INTERP_CLUSTER"
 
 RESERVE = 0.5
-"""CPUs of a node that no process reserves."""
+"""CPUs of a node, or of the one machine, that no process reserves: without them a stream could not read its source."""
 
 SMALLEST = 0.2
 """CPUs of a process: with less to each, processes spend their time waiting for one another."""
