@@ -3,7 +3,7 @@
 A cluster hands secrets to the driver as environment variables, and they turn up where nobody put them: in an address,
 in what a client library says of a refused request. What counts as a secret is decided by the variable's name
 (`interp.cluster.profile.SECRET_LIKE`); values of fewer than `SHORTEST` characters are not replaced, since they would be
-found in words that are no secrets.
+found in words that are no secrets. Credentials in an address are secret whatever the variable is called.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from interp.cluster.profile import SECRET_LIKE
+from interp.cluster.profile import SECRET_LIKE, USER_IN_URL
 
 SHORTEST = 6
 
@@ -33,6 +33,9 @@ class Redactor:
         for name, value in os.environ.items():
             if SECRET_LIKE.search(name):
                 names |= dict.fromkeys(_forms(value), name)
+            for user in USER_IN_URL.findall(value):
+                # The name in front of the password is none; what has no password may be a token.
+                names |= dict.fromkeys(_forms(user.partition(":")[2] or user), name)
         longest_first = sorted(names, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first))) if names else None
         self._names, self._pattern = names, pattern

@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from interp.cluster.progress import CANCELLED, TERMINATED, RunError
-from interp.engine.stopping import EXIT_CODE
+from interp.engine.stopping import EXIT_CODE, is_stopping
 from interp.errors import StoreError
 from interp.store import Store
 from interp.store.runs import RunFolder
@@ -77,6 +77,12 @@ class Stopping:
                 logger.debug("cannot look for %s: %s", CANCEL, error.what)
 
     def _handle(self, *_: Any) -> None:
-        # A second one is not waited for: whoever sends it is about to kill.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.cancelled is None:
+            # A second one is not waited for: whoever sends it is about to kill.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        elif is_stopping():
+            # The checkpoint is being kept: more cannot be done for whoever sends another, as a deleted RayJob does.
+            return
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(EXIT_CODE)

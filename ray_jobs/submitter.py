@@ -27,6 +27,8 @@ logger = logging.getLogger("ray_jobs.submitter")
 PATIENCE_S = 300.0
 PAUSE_S = 2.0
 QUIET_S = 120.0
+ANSWER_S = 60.0
+"""Ray's client waits for ever for an answer to a request."""
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -51,12 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     address = f"http://{os.environ['RAY_DASHBOARD_ADDRESS'].removeprefix('http://')}"
 
     def connect() -> Jobs:
-        from ray.job_submission import JobSubmissionClient
-
-        client: Jobs = JobSubmissionClient(address)
-        return client
+        return client_of(address)
 
     return follow(connect, os.environ["RAY_JOB_SUBMISSION_ID"], given[0], sys.stdout)
+
+
+def client_of(address: str, answer: float = ANSWER_S) -> Jobs:
+    """Ray's client, whose requests end after so many seconds without an answer.
+
+    Raises:
+        OSError, RuntimeError: nobody answers at the address, or somebody else than Ray.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._do_request(*args, **{"timeout": answer, **kwargs})
+
+    client: Jobs = Client(address)
+    return client
 
 
 def follow(
@@ -72,21 +87,21 @@ def follow(
     """Submit the job if Ray does not know it; print its log, every line once, until it has ended."""
     from aiohttp import ClientError
 
-    printed, heard = _Printed(out), time.monotonic()
+    printed = _Printed(out)
     while True:
         try:
             client = connect()
             status = _status(client, job)
-            heard = time.monotonic()
             if status is None:
                 client.submit_job(entrypoint=entrypoint, submission_id=job)
                 printed.begin()
             complete = asyncio.run(printed.tail(client, job, quiet))
+            printed.heard = time.monotonic()
             # What a job prints last is in a log that is read after its end.
             if complete and status in _ENDED:
                 return 0
         except (OSError, RuntimeError, ClientError) as error:
-            silent = time.monotonic() - heard
+            silent = time.monotonic() - printed.heard
             if silent > patience:
                 logger.warning("Ray has not answered for %.0f s (%s): giving up", silent, error)
                 return 1
@@ -106,10 +121,15 @@ def _status(client: Jobs, job: str) -> str | None:
 
 
 class _Printed:
-    """How much of a log has been printed: Ray sends it from its beginning each time."""
+    """How much of a log has been printed: Ray sends it from its beginning each time.
+
+    Attributes:
+        heard: when Ray last did what it was asked for; one that answers may still refuse the driver for ever.
+    """
 
     def __init__(self, out: TextIO):
         self._out, self._characters = out, 0
+        self.heard = time.monotonic()
 
     def begin(self) -> None:
         """A new job, with a log of its own."""
@@ -125,6 +145,7 @@ class _Printed:
                 return True
             except TimeoutError:
                 return False
+            self.heard = time.monotonic()
             fresh = text[max(0, self._characters - known) :]
             known += len(text)
             self._characters = max(self._characters, known)

@@ -44,9 +44,9 @@ def status(
     """
     site = open_site(profile, store)
     name, _, url = site.find(run)
-    state = look(name, site.cluster, url, site.unreachable)
     if watch:
         return _watch(name, site, url, as_json)
+    state = look(name, site.cluster, url, site.unreachable)
     print_json(state.to_json()) if as_json else print_line("\n".join(status_lines(state)))
 
 

@@ -57,7 +57,8 @@ class Site:
         jobs = jobs_of(self.cluster)
         run = find(ref, jobs, self.store)
         job = jobs.get(run)
-        return run, job, self.store or store_of(job)
+        # INTERP_STORE is of no run in particular; the RayJob knows its own.
+        return run, job, store_of(job) or self.store
 
 
 def open_site(profile: str | None, store: str | None, *, needs_cluster: bool = False) -> Site:

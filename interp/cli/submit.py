@@ -6,6 +6,7 @@ resumed; 2 the study, the profile or the command line must change; with --follow
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="a study in YAML")]
 Follow = Annotated[bool, typer.Option("--follow", help="then show its log until it ends; ctrl-C leaves it running")]
 
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="trace prompts again that failed by no fault of their own")
+]
+
 
 def submit(
     study: StudyFile,
@@ -38,9 +43,7 @@ def submit(
         bool, typer.Option("--dry-run", help="print what would be sent, and write nothing anywhere")
     ] = False,
     follow: Follow = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="trace prompts again that failed by no fault of their own")
-    ] = False,
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study on the cluster of a profile. Submitting it twice is one run.
@@ -49,17 +52,17 @@ def submit(
     interp resume); 2 the study, the profile or the command line must change.
     """
     plan, opened = _planned(study, store)
+    run = control.name_of_run(plan, opened)
+    if not dry_run and control.is_cached(plan, retry_failed):
+        return _tell(control.Done(run, "cached", "succeeded", opened.url), as_json)
     chosen = profiles.load_profile(profile)
     require_fit(plan, chosen)
     if dry_run:
-        manifest = render(control.name_of_run(plan, opened), plan, chosen, retry_failed=retry_failed)
+        manifest = render(run, plan, chosen, retry_failed=retry_failed)
         return print_json(manifest) if as_json else print_line(dump_yaml(manifest).rstrip())
-    run = control.name_of_run(plan, opened)
-    if control.is_cached(plan, retry_failed):
-        return _tell(control.Done(run, "cached", "succeeded", opened.url), as_json)
     cluster = Cluster.open(chosen.context, chosen.namespace)
     done = control.submit(plan, chosen, cluster, opened, retry_failed=retry_failed)
-    _tell(done, as_json)
+    _tell(done, as_json, following=follow)
     if done.outcome == "ended":
         raise typer.Exit(FAILED)
     if follow:
@@ -75,6 +78,7 @@ def resume(
     ] = None,
     store: StoreOption = None,
     follow: Follow = False,
+    retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a run again that failed, was cancelled or was lost. What is finished is not done again.
@@ -87,8 +91,10 @@ def resume(
     opened = Store.open(known_store(name, url))
     chosen = None if profile is None else profiles.load_profile(profile)
     plan = None if study is None else _planned(study, opened.url)[0]
-    done = control.resume(name, site.required_cluster, opened, profile=chosen, study_plan=plan)
-    _tell(done, as_json)
+    done = control.resume(
+        name, site.required_cluster, opened, profile=chosen, study_plan=plan, retry_failed=retry_failed
+    )
+    _tell(done, as_json, following=follow)
     if follow and done.outcome != "cached":
         _follow(done, site.required_cluster, as_json)
 
@@ -98,11 +104,13 @@ def cancel(
     profile: ProfileOption = None,
     store: StoreOption = None,
     wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="for the driver to keep a checkpoint and stop")
+        float, typer.Option("--wait", min=0, metavar="SECONDS", help="at most, for the driver to keep a checkpoint")
     ] = control.CHECKPOINT_WITHIN_S,
     as_json: AsJson = False,
 ) -> None:
     """Stop a run. What is finished stays, and so does a checkpoint: interp resume goes on from there.
+
+    Of a run that has ended the RayJob is removed, which otherwise stays; its folder in the store is kept.
 
     Exit codes: 0 cancelled, or it had ended before; 1 failed; 2 there is no such profile.
     """
@@ -124,9 +132,10 @@ def _follow(done: Done, cluster: Cluster, as_json: bool) -> None:
     follow_run(done.run, cluster, done.store, as_json=as_json)
 
 
-def _tell(done: Done, as_json: bool) -> None:
+def _tell(done: Done, as_json: bool, *, following: bool = False) -> None:
     if as_json:
-        return print_json(asdict(done))
+        # Before lines of a log, each a JSON object, this is one too.
+        return print_line(json.dumps(asdict(done), ensure_ascii=False)) if following else print_json(asdict(done))
     run = done.run
     print_line(
         {

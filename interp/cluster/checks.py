@@ -21,7 +21,7 @@ RAYJOBS = "rayjobs.ray.io"
 KUEUE = "kueue.x-k8s.io"
 
 _VERBS = (
-    ("rayjobs", "ray.io", ("create", "get", "list", "watch", "patch", "delete")),
+    ("rayjobs", "ray.io", ("create", "get", "list", "delete")),
     ("pods", "", ("get", "list")),
     ("pods/log", "", ("get",)),
     ("events", "", ("list",)),

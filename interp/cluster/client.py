@@ -1,7 +1,7 @@
 """The Kubernetes API as interp uses it: a few verbs on RayJobs, and what explains them (pods, events, queues).
 
 Objects are plain dicts in the API's own camelCase. `client_config` finds the cluster, `client_http` makes the requests,
-again where that helps, `client_watch` follows changes, `client_errors` says what went wrong. Importing this costs
+again where that helps, `client_errors` says what went wrong. Importing this costs
 nothing; `Cluster.open` loads the `kubernetes` package.
 """
 
@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from interp.cluster.client_config import Connection, connect
-from interp.cluster.client_errors import Absent, AlreadyThere, Asked, Expired, Forbidden, NotInstalled, Resource
+from interp.cluster.client_errors import (
+    Absent,
+    AlreadyThere,
+    Asked,
+    Conflict,
+    Expired,
+    Forbidden,
+    NotInstalled,
+    Resource,
+)
 from interp.cluster.client_http import METADATA_ONLY, Api, Object, Tries
-from interp.cluster.client_watch import Watched, watch_one
 
-__all__ = ["AlreadyThere", "Cluster", "Existing", "Watched"]
+__all__ = ["AlreadyThere", "Cluster", "Existing"]
 
 RAYJOBS = Resource("rayjobs", "ray.io")
 PODS = Resource("pods")
@@ -96,32 +104,24 @@ class Cluster:
         """The RayJobs of the namespace whose labels match."""
         return self._list(RAYJOBS, "RayJob", {"labelSelector": selector})
 
-    def patch_job(self, name: str, patch: Object) -> Object:
-        """A merge patch. Raises Absent if there is no such RayJob."""
-        asked = self._asked("patch", RAYJOBS, name)
-        query = {"fieldValidation": "Strict"}
-        return self.api.call(asked, query=query, body=patch, media="application/merge-patch+json")
+    def delete_job(self, name: str, *, uid: str | None = None) -> bool:
+        """Deletes a RayJob, after the Ray cluster and the pods that belong to it. False if there was none.
 
-    def delete_job(self, name: str) -> bool:
-        """Deletes a RayJob, after the Ray cluster and the pods that belong to it. False if there was none."""
+        Args:
+            uid: of the one that is meant: another of its name is left alone, as if there was none.
+        """
         tries = Tries()
+        options: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
         try:
-            options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
             self.api.call(self._asked("delete", RAYJOBS, name), body=options, tries=tries)
-        except Absent:
+        except (Absent, Conflict) as error:
+            if isinstance(error, Conflict) and uid is None:
+                raise
             # A try whose answer was lost may have been the one that deleted it.
             return tries.lost
         return True
-
-    def watch_job(self, name: str, *, seconds: float) -> Iterator[Watched]:
-        """The RayJob as it is, then its changes, for so long. A cut connection and 410 Gone are not seen from outside.
-
-        Raises:
-            Unreachable: no answer for a minute.
-        """
-        return watch_one(self.api, self._asked("watch", RAYJOBS), name, seconds)
-
-    # -- what explains them
 
     def pods(self, selector: str) -> list[Object]:
         return self._list(PODS, "Pod", {"labelSelector": selector})

@@ -125,6 +125,13 @@ def refusal(asked: Asked, code: int, body: bytes) -> ClusterError:
             remedy="the credentials are wrong or have expired: log in to the cluster again (a cloud's login command, "
             f"or a new kubeconfig), then try `{asked.kubectl('auth whoami')}`",
         )
+    if code == 403 and "exceeded quota" in message and "count/" in message:
+        return Invalid(
+            f"the namespace may have no more objects of this kind: {asked}",
+            value=message,
+            remedy="remove those of runs that have ended: `interp list`, then `interp cancel RUN` for each (what they "
+            "made stays); or ask for a larger quota",
+        )
     if code == 403 and ("admission webhook" in message or "exceeded quota" in message):
         return Invalid(
             f"a policy of the cluster refuses this: {asked}",

@@ -1,7 +1,7 @@
 """Requests to the Kubernetes API: paths, answers as plain dicts, retries, streams of lines.
 
 A request that failed for want of an answer, or with 429, 500, 502, 503 or 504, is made again, with growing pauses,
-while its time lasts. Reads, merge-patches and deletes can be made twice; who creates must look whose object is there.
+while its time lasts. Reads and deletes can be made twice; who creates must look whose object is there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from interp.errors import ClusterError
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
-_METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
-_AGAIN = (429, 500, 502, 503, 504)
+_METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "delete": "DELETE"}
+_PERHAPS_DONE = (500, 502, 503, 504)
+"""What a server, or a proxy before it, may also say of a request that it has carried out."""
+
+_AGAIN = (429, *_PERHAPS_DONE)
 _TRIES = 5
 _FIRST_PAUSE = 0.1
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -30,7 +33,7 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 @dataclass
 class Tries:
-    """What became of the tries of a request. `lost`: one got no answer, so it may have been done already."""
+    """What became of the tries of a request. `lost`: one got no answer that says it was not done."""
 
     lost: bool = False
 
@@ -48,7 +51,6 @@ class Api:
         *,
         query: Mapping[str, Any] | None = None,
         body: Object | None = None,
-        media: str = "application/json",
         accept: str = "application/json",
         path: str | None = None,
         tries: Tries | None = None,
@@ -61,7 +63,7 @@ class Api:
         import urllib3
 
         url = self.connection.server + (path or path_of(asked)) + (f"?{urlencode(query)}" if query else "")
-        headers = {"Accept": accept, "Content-Type": media}
+        headers = {"Accept": accept, "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         tries = tries or Tries()
         until, pause = time.monotonic() + self.timeout, _FIRST_PAUSE
@@ -86,6 +88,7 @@ class Api:
                 if answer.status < 300:
                     return _parsed(asked, answer.data)
                 error = refusal(asked, answer.status, answer.data)
+                tries.lost = tries.lost or answer.status in _PERHAPS_DONE
                 if answer.status not in _AGAIN:
                     raise error
                 wait = max(pause, _retry_after(answer.headers))

@@ -15,16 +15,15 @@ Only what is still to be done is asked about. `fit.device: auto` means GPUs wher
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from interp.cluster.profile import Profile, WorkerGroup
+from interp.cluster.profile import Profile
 from interp.cluster.visible import require_visible
 from interp.errors import EngineError, SpecError
 from interp.plan.budget import sizes_of
 from interp.plan.make import check_places, places_in
-from interp.plan.nodes import RESERVE, SMALLEST
+from interp.plan.nodes import Nodes, cpus_each, most_places, node_memory, working
 from interp.plan.placement import Mode, Needs, place
 from interp.plan.plan import Plan, PlannedStage
 from interp.plan.shapes import ModelShape
@@ -77,17 +76,14 @@ class Room:
         return Room(profile, gpus and study.fit.device != "cpu")
 
     @property
-    def groups(self) -> tuple[WorkerGroup, ...]:
-        """Those that do the work: CPU work goes to nodes without GPUs, where there are such."""
-        every = self.profile.workers
-        with_gpus = tuple(group for group in every if group.gpus)
-        plain = tuple(group for group in every if not group.gpus)
-        return with_gpus if self.cuda else plain or every
+    def nodes(self) -> tuple[Nodes, ...]:
+        """Those that do the work: what the engine will be told, so that both go by the same rule."""
+        return working([group.nodes for group in self.profile.workers], self.cuda)
 
     @property
     def places(self) -> int:
         """Processes that can run at the same time."""
-        return sum(group.max * self._on_node(group) for group in self.groups)
+        return most_places(self.nodes, self.cuda)
 
     @property
     def unit(self) -> str:
@@ -98,26 +94,20 @@ class Room:
         """What would have to be larger; for a fit on GPUs there is a command that counts."""
         if not self.cuda:
             return "nodes"
-        kinds = sorted({group.gpu for group in self.groups if group.gpu is not None})
+        kinds = sorted({group.gpu for group in self.profile.workers if group.gpu is not None})
         return f"GPUs (interp plan STUDY --gpu {kinds[0]} says how many a fit takes)"
 
     def memory(self, processes: int) -> int:
-        """Bytes of one of so many processes: of the smallest GPU, for Ray puts it on any; or of the largest node, of
-        which as many processes have a part as must meet on one."""
-        if self.cuda:
-            return min(group.kind.memory for group in self.groups if group.kind is not None)
-        together = math.ceil(processes / sum(group.max for group in self.groups))
-        return max(group.memory - group.shared_memory for group in self.groups) // together
+        """Bytes of one of so many processes: of the smallest GPU, for Ray puts it on any; or its part of a node. Where
+        they find no place, which is told for itself, of a whole node."""
+        each = cpus_each(self.nodes, processes, self.cuda)
+        if not each and not self.cuda:
+            return max(kind.for_processes for kind in self.nodes)
+        return node_memory(self.nodes, each, self.cuda)
 
     def __str__(self) -> str:
-        sizes = [f"{group.name} {group.max} x {self._on_node(group)}" for group in self.groups]
+        sizes = [f"{kind.name} {kind.count} x {most_places([kind], self.cuda) // kind.count}" for kind in self.nodes]
         return f"profile {self.profile.metadata.name}: {', '.join(sizes)}"
-
-    def _on_node(self, group: WorkerGroup) -> int:
-        if self.cuda:
-            return group.gpus
-        free = group.cpus - min(RESERVE, group.cpus / 2)
-        return math.floor(free / SMALLEST + 1e-9)
 
 
 def _require_places(what: str, processes: int, made_of: str, room: Room, remedy: str) -> None:
@@ -126,11 +116,12 @@ def _require_places(what: str, processes: int, made_of: str, room: Room, remedy:
 
 
 def _lack_of_places(what: str, processes: int, made_of: str, room: Room, remedy: str) -> SpecError | None:
-    if processes <= room.places:
+    if cpus_each(room.nodes, processes, room.cuda):
         return None
+    most = min(room.places, processes - 1)
     return SpecError(
         f"{what} needs {_count(processes, room.unit)} at once ({made_of}), and the profile's groups give at most "
-        f"{room.places}",
+        f"{most}",
         value=str(room),
         expected=f"at least {_count(processes, room.unit)}",
         remedy=f"{remedy}, or raise `max` of {'a group with GPUs' if room.cuda else 'a group'} in the profile",

@@ -51,7 +51,8 @@ class RunLog:
     def so_far(self, tail: int | None = None) -> Iterator[str]:
         """All lines that there are, or the last of them, in the order of their times."""
         from_pods = [line for pod in self._asked(self._candidates, []) for line in self._asked_lines(pod, follow=False)]
-        missing = list(self._stored())
+        # Of the last lines of all, those that only the store has are among its own last ones.
+        missing = list(self._stored(tail))
         lines = heapq.merge(_timed(missing), _timed(from_pods), key=lambda timed: timed[0])
         wanted = (line for _, line in lines)
         yield from wanted if tail is None else deque(wanted, maxlen=tail)
@@ -71,19 +72,35 @@ class RunLog:
             time.sleep(_EVERY_S)
 
     def state(self) -> RunState | None:
-        """How the run is; None when nobody can say."""
+        """How the run is; None when nobody can say.
+
+        Raises:
+            Unauthenticated, Forbidden: and there is no store to read instead.
+        """
         cluster = self.cluster
         job: Document | None = None
         if cluster is not None:
             try:
                 job = cluster.job(self.run)
             except ClusterError as error:
-                self._once(f"the cluster does not answer, trying again: {error.what}")
-                return None
+                return self._without_cluster(error)
         state = glance(self.run, job, self.store, None if cluster is not None else "there is no cluster to ask")
         self.store = self.store or state.store
         unknown = state.reason is not None and state.reason.kind == "store-unreachable" and job is None
         return None if unknown else state
+
+    def _without_cluster(self, error: ClusterError) -> RunState | None:
+        """What the store says; a driver's failure is final only where asking the cluster again is of no use."""
+        refused = _is_refusal(error)
+        if refused and self.store is None:
+            raise error
+        self._once(f"the cluster does not answer, {'reading the store' if refused else 'trying again'}: {error.what}")
+        if self.store is None:
+            return None
+        state = glance(self.run, None, self.store, str(error))
+        if state.reason is not None and state.reason.kind == "store-unreachable":
+            return None
+        return state if refused or state.phase != "failed" else None
 
     def _candidates(self) -> list[_PodLog]:
         """Logs of pods that follow the driver, the oldest first."""
@@ -107,13 +124,13 @@ class RunLog:
         except ClusterError as error:
             self._once(f"the connection to the log was cut, reading on: {error.what}")
 
-    def _stored(self) -> Iterator[str]:
+    def _stored(self, tail: int | None = None) -> Iterator[str]:
         if self.store is None and self.cluster is not None:
             self.state()
         if self.store is None:
             return
         try:
-            yield from self._pieces.lines(RunFolder(Store.open(self.store, patience=PATIENCE), self.run))
+            yield from self._pieces.lines(RunFolder(Store.open(self.store, patience=PATIENCE), self.run), tail)
         except StoreError as error:
             self._once(f"the store cannot be read, trying again: {error.what}")
 
@@ -121,6 +138,8 @@ class RunLog:
         try:
             return question()
         except ClusterError as error:
+            if _is_refusal(error) and self.store is None:
+                raise
             self._once(f"the cluster does not answer, trying again: {error.what}")
             return otherwise
 
@@ -149,10 +168,18 @@ class _Pieces:
     def __init__(self, source: Source) -> None:
         self._source, self._last = source, ""
 
-    def lines(self, folder: RunFolder) -> Iterator[str]:
-        for name, text in folder.pieces("log", after=self._last):
+    def lines(self, folder: RunFolder, tail: int | None = None) -> Iterator[str]:
+        """What is new; with `tail` no more than that many lines are looked for, from the end."""
+        for name, text in folder.pieces("log", after=self._last, lines=tail):
             yield from (line for line in text.splitlines() if self._source.is_new(line))
             self._last = name
+
+
+def _is_refusal(error: ClusterError) -> bool:
+    """Whether the API refused for good: asking again gets the same answer."""
+    from interp.cluster.client_errors import Forbidden, Unauthenticated
+
+    return isinstance(error, Forbidden | Unauthenticated)
 
 
 def _follows_driver(pod: Document, run: str) -> bool:

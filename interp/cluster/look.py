@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from interp.cluster.client_errors import Forbidden
 from interp.cluster.facts import Document, name_of, pending
 from interp.cluster.state import QUEUE_LABEL, Found, RunState, state_of
 from interp.errors import ClusterError, StoreError
@@ -42,21 +43,30 @@ def look(run: str, cluster: Cluster | None, store: str | None = None, unreachabl
     """How a run is now.
 
     Args:
-        store: its URL; None takes what the RayJob says.
+        store: its URL, for a run whose RayJob, which says it otherwise, is gone.
         unreachable: why there is no cluster.
     """
     found = Found(run, cluster_error=unreachable)
     if cluster is not None:
         found = _from_cluster(found, cluster)
-    url = store or store_of(found.job)
+    url = store_of(found.job) or store
     return state_of(found if url is None else _from_store(replace(found, store=url), url))
 
 
 def glance(run: str, job: Document | None, store: str | None, unreachable: str | None = None) -> RunState:
     """The same, without pods, events and manifests: for a list of many runs."""
-    url = store or store_of(job)
+    url = store_of(job) or store
     found = Found(run, job=job, store=url, cluster_error=unreachable)
     return state_of(found if url is None else _from_store(found, url, manifests=False))
+
+
+def judge(run: str, job: Document | None, store: Store) -> RunState:
+    """The same, to decide by: with all the patience that the store has.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    return state_of(_read(Found(run, job=job, store=store.url), store, manifests=False))
 
 
 def _from_cluster(found: Found, cluster: Cluster) -> Found:
@@ -65,17 +75,29 @@ def _from_cluster(found: Found, cluster: Cluster) -> Found:
         found = replace(found, job=job)
         if job is None or _is_settled(job):
             return found
-        pods = cluster.pods(f"{RUN_LABEL}={found.run}")
-        found = replace(found, pods=pods)
+        denied: list[str] = []
+        pods = _allowed(lambda: cluster.pods(f"{RUN_LABEL}={found.run}"), denied)
         objects = [("RayJob", found.run), ("Job", found.run)]
         if cluster_name := (job.get("status") or {}).get("rayClusterName"):
             objects.append(("RayCluster", cluster_name))
         objects += [("Pod", name_of(pod)) for pod in pending(pods)[:_PODS_ASKED]]
-        found = replace(found, events=[event for kind, name in objects for event in cluster.events(kind, name)])
+        found = replace(found, pods=pods, denied=denied)
+        events = _allowed(lambda: [one for kind, name in objects for one in cluster.events(kind, name)], denied)
+        found = replace(found, events=events)
         queued = QUEUE_LABEL in (job["metadata"].get("labels") or {})
-        return replace(found, workloads=cluster.workloads(found.run) if queued else [])
+        workloads = _allowed(lambda: cluster.workloads(found.run), denied) if queued else []
+        return replace(found, workloads=workloads)
     except ClusterError as error:
-        return replace(found, cluster_error=str(error))
+        return replace(found, cluster_error=str(error), missed=True)
+
+
+def _allowed(question: Callable[[], list[Any]], denied: list[str]) -> list[Any]:
+    """The answer; none where we may not ask, which is then in `denied`."""
+    try:
+        return question()
+    except Forbidden as error:
+        denied.append(error.what)
+        return []
 
 
 def _is_settled(job: Document) -> bool:
@@ -86,20 +108,23 @@ def _is_settled(job: Document) -> bool:
 
 def _from_store(found: Found, url: str, manifests: bool = True) -> Found:
     try:
-        store = Store.open(url, patience=PATIENCE)
-        folder = RunFolder(store, found.run)
-        names = ("run.json", "status.json", "cancel.json")
-        record, status, cancel = at_once(folder.json, {name: (name,) for name in names}).values()
-        # A cancel that names another token was of an earlier submission.
-        token = (record or {}).get("token")
-        cancelled = cancel is not None and cancel.get("token", token) == token
-        found = replace(found, record=record, status=status, cancelled=cancelled)
-        if not manifests or record is None:
-            return found
-        stages = {stage["key"]: (stage["stage"], stage["key"]) for stage in record.get("stages") or ()}
-        return replace(found, there={key for key, there in at_once(store.has, stages).items() if there})
+        return _read(found, Store.open(url, patience=PATIENCE), manifests)
     except StoreError as error:
         return replace(found, store_error=str(error))
+
+
+def _read(found: Found, store: Store, manifests: bool) -> Found:
+    folder = RunFolder(store, found.run)
+    names = ("run.json", "status.json", "cancel.json")
+    record, status, cancel = at_once(folder.json, {name: (name,) for name in names}).values()
+    # A cancel that names another token was of an earlier submission.
+    token = (record or {}).get("token")
+    cancelled = cancel is not None and cancel.get("token", token) == token
+    found = replace(found, record=record, status=status, cancelled=cancelled)
+    if not manifests or record is None:
+        return found
+    stages = {stage["key"]: (stage["stage"], stage["key"]) for stage in record.get("stages") or ()}
+    return replace(found, there={key for key, there in at_once(store.has, stages).items() if there})
 
 
 def at_once(function: Callable[..., Any], calls: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:

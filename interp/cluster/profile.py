@@ -22,16 +22,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from interp.plan.machines import GPUS, Gpu
+from interp.plan.nodes import Nodes
 from interp.spec.base import NUMBER, PositiveCount, SpecModel
 
 _LABEL = re.compile(r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 SECRET_LIKE = re.compile(
-    r"SECRET|TOKEN(?!I[SZ]E)|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY", re.IGNORECASE
+    r"SECRET|TOKEN(?!I[SZ]E)|PASSWORD|PASSWD|PASSPHRASE|(?<!BY)PASS(_|$)|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY"
+    r"|(^|_)KEY(_ID)?$|(^|_)DSN(_|$)|AUTH(?!OR(?!I[SZ])|_MODE)",
+    re.IGNORECASE,
 )
-"""Names of variables whose values are shown nowhere; TOKENIZERS_PARALLELISM is none of them."""
+"""Names of variables whose values are shown nowhere; TOKENIZERS_PARALLELISM and GIT_AUTHOR are none of them."""
 
-_USER_IN_URL = re.compile(r"://[^/@\s]*@")
+USER_IN_URL = re.compile(r"://([^/@\s]*)@")
+"""Credentials in an address."""
+
 _IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
 _OBJECT = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
 _LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$")
@@ -53,6 +58,18 @@ def _object(name: str) -> str:
     return name
 
 
+def _selector(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} cannot be a label's key: prefix/name of letters, digits, '-', '_' and '.'")
+        if not _LABEL_VALUE.fullmatch(value):
+            raise ValueError(f"{key}: {value!r} cannot be a label's value: at most 63 letters, digits, '-_.'")
+    return labels
+
+
+NodeSelector = Annotated[dict[str, str], AfterValidator(_selector)]
+"""Labels of the nodes where pods may run."""
+
 ObjectName = Annotated[str, AfterValidator(_object)]
 """Of something that is in the namespace."""
 
@@ -73,6 +90,20 @@ class Toleration(SpecModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     tolerationSeconds: int | None = Field(default=None, ge=0)  # noqa: N815 - Kubernetes' own name
 
+    @model_validator(mode="after")
+    def _holds(self) -> Toleration:
+        if self.key is None and self.operator == "Equal":
+            raise ValueError("key is missing: only operator Exists goes without, and tolerates every taint")
+        if self.key is not None and not _KEY.fullmatch(self.key):
+            raise ValueError(f"{self.key!r} cannot be a taint's key")
+        if self.operator == "Exists" and self.value:
+            raise ValueError("operator Exists takes no value")
+        if self.value is not None and not _LABEL_VALUE.fullmatch(self.value):
+            raise ValueError(f"{self.value!r} cannot be a taint's value: at most 63 letters, digits, '-_.'")
+        if self.tolerationSeconds is not None and self.effect != "NoExecute":
+            raise ValueError("tolerationSeconds goes with effect NoExecute alone")
+        return self
+
 
 class Cache(SpecModel):
     """Where pods keep downloaded models and copies of artifacts: a volume of the pod, or a claim that outlives it."""
@@ -88,7 +119,7 @@ class Head(SpecModel):
 
     cpus: Cpus = 4
     memory: PositiveCount = 16_000_000_000
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: NodeSelector = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
 
 
@@ -106,7 +137,7 @@ class WorkerGroup(SpecModel):
     shm: PositiveCount | None = Field(
         default=None, description="bytes of /dev/shm, where Ray keeps what flows between actors; default 0.3 of memory"
     )
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: NodeSelector = Field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
 
     _is_a_label = field_validator("name")(_label)
@@ -136,6 +167,19 @@ class WorkerGroup(SpecModel):
     @property
     def kind(self) -> Gpu | None:
         return None if self.gpu is None else GPUS[self.gpu]
+
+    @property
+    def nodes(self) -> Nodes:
+        """What Ray and the engine are told of the group: logical CPUs are whole numbers, for Ray's autoscaler."""
+        return Nodes(
+            name=self.name,
+            count=self.max,
+            cpus=max(1, int(self.cpus)),
+            gpus=self.gpus,
+            memory=self.memory,
+            shared_memory=self.shared_memory,
+            gpu_memory=0 if self.kind is None else self.kind.memory,
+        )
 
 
 class Limits(SpecModel):
@@ -205,7 +249,7 @@ class Profile(SpecModel):
                 raise ValueError(f"{name} looks like a secret: put it into a Secret, and its name into `secrets`")
             if name.startswith(("RAY_", "INTERP_RUN", "INTERP_CLUSTER")):
                 raise ValueError(f"{name} is set by interp or by KubeRay")
-            if _USER_IN_URL.search(env[name]):
+            if USER_IN_URL.search(env[name]):
                 raise ValueError(f"{name} is a URL with credentials in it: put it into a Secret")
         return env
 
@@ -222,10 +266,7 @@ class Profile(SpecModel):
     @field_validator("labels")
     @classmethod
     def _values_are_short(cls, labels: dict[str, str]) -> dict[str, str]:
-        for key, value in labels.items():
-            if not _LABEL_VALUE.fullmatch(value):
-                raise ValueError(f"{key}: {value!r} cannot be a label's value: at most 63 letters, digits, '-_.'")
-        return labels
+        return _selector(labels)
 
     @model_validator(mode="after")
     def _groups_differ(self) -> Profile:

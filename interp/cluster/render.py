@@ -148,9 +148,10 @@ def cluster_of(profile: Profile) -> dict[str, Any]:
 
 
 def _node(group: WorkerGroup) -> dict[str, Any]:
-    node = {"name": group.name, "count": group.max, "cpus": _whole(group.cpus), "gpus": group.gpus}
-    memory = {"memory": group.memory}
-    return {**node, **memory} if group.kind is None else {**node, **memory, "gpu_memory": group.kind.memory}
+    told = group.nodes.model_dump()
+    if not group.gpus:
+        del told["gpu_memory"]
+    return {**told, "cpus": int(told["cpus"])}
 
 
 def _entrypoint(run: str, plan: Plan, retry_failed: bool) -> str:
@@ -204,7 +205,7 @@ class _Pods:
             max_replicas=group.max,
             idle_timeout_seconds=self.profile.limits.idle,
             ray_start_params={
-                "num-cpus": str(_whole(group.cpus)),
+                "num-cpus": str(int(group.nodes.cpus)),
                 "num-gpus": str(group.gpus),
                 "object-store-memory": _store(group.shared_memory),
             },
@@ -298,11 +299,6 @@ def _tolerations(group: WorkerGroup) -> tuple[Toleration, ...]:
     if group.tolerations or not group.gpus:
         return group.tolerations
     return (Toleration(key=group.gpu_resource, operator="Exists", effect="NoSchedule"),)
-
-
-def _whole(cpus: float) -> int:
-    """Ray's logical CPUs: its autoscaler reads whole numbers."""
-    return max(1, int(cpus))
 
 
 def _store(shm: int) -> str:

@@ -1,19 +1,25 @@
-"""Which runs there are: RayJobs of ours in a namespace, and folders in a store. A RayJob goes an hour after its run."""
+"""Which runs there are: RayJobs of ours in a namespace, and folders in a store.
+
+An ended run's RayJob stays (KubeRay takes only its pods away) until `interp cancel` or somebody else removes it.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from interp.cluster.facts import Document, name_of
 from interp.cluster.look import OURS, PATIENCE, at_once, glance, store_of
 from interp.cluster.state import RunState
-from interp.errors import ClusterError
+from interp.errors import ClusterError, StoreError
 from interp.store import Store
-from interp.store.runs import run_names
+from interp.store.runs import RunFolder, run_names
 
 if TYPE_CHECKING:
     from interp.cluster.client import Cluster
+
+logger = logging.getLogger(__name__)
 
 
 def jobs_of(cluster: Cluster | None) -> dict[str, Document]:
@@ -36,13 +42,25 @@ def find(ref: str | None, jobs: Mapping[str, Document], store: str | None) -> st
         return next(iter(jobs))
     if ref in jobs:
         return str(ref)
-    names = {*jobs, *([] if store is None else run_names(Store.open(store, patience=PATIENCE)))}
+    if ref is None:
+        return _only([] if store is None else _newest(Store.open(store, patience=PATIENCE)), "", store)
+    matching = {name for name in jobs if name.startswith(ref)}
+    try:
+        names = [] if store is None else run_names(Store.open(store, patience=PATIENCE))
+    except StoreError as error:
+        if not matching:
+            raise
+        logger.warning("runs whose RayJob is gone are not looked for: %s", error.what)
+        names = []
     if ref in names:
         return str(ref)
-    if ref is None:
-        found = [] if store is None else [state.run for state in listed({}, store)]
-        return _only(found[:1], "", store)
-    return _only(sorted(name for name in names if name.startswith(ref)), ref, store)
+    return _only(sorted({*matching, *(name for name in names if name.startswith(ref))}), ref, store)
+
+
+def _newest(store: Store) -> list[str]:
+    """The run that was submitted last, if there is one."""
+    records = at_once(lambda run: RunFolder(store, run).json("run.json"), {run: (run,) for run in run_names(store)})
+    return sorted(records, key=lambda run: ((records[run] or {}).get("submitted", ""), run))[-1:]
 
 
 def listed(
@@ -54,7 +72,13 @@ def listed(
         every: also those of the store whose RayJob is gone.
         unreachable: why there is no cluster.
     """
-    names = [] if store is None or not every else run_names(Store.open(store, patience=PATIENCE))
+    try:
+        names = [] if store is None or not every else run_names(Store.open(store, patience=PATIENCE))
+    except StoreError as error:
+        if not jobs:
+            raise
+        logger.warning("runs whose RayJob is gone are not shown: %s", error.what)
+        names = []
     wanted = {name: (name, jobs.get(name), store_of(jobs.get(name)) or store, unreachable) for name in {*jobs, *names}}
     return sorted(at_once(glance, wanted).values(), key=lambda state: (state.submitted, state.run), reverse=True)
 

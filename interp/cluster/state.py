@@ -113,6 +113,8 @@ class Found:
         there: keys of its stages that the store has a manifest of; None if it was not asked.
         record: run.json; status: status.json; cancelled: whether cancel.json is there.
         store_error, cluster_error: that they could not be asked, in the words of whoever refused.
+        missed: there is a cluster, and this one question it did not answer.
+        denied: what the cluster does not let us see, in its words.
     """
 
     run: str
@@ -127,13 +129,15 @@ class Found:
     store: str | None = None
     store_error: str | None = None
     cluster_error: str | None = None
+    missed: bool = False
+    denied: Sequence[str] = ()
 
 
 def state_of(found: Found, now: datetime | None = None) -> RunState:
     """What all of it comes to."""
     now = now or datetime.now(UTC)
     status = _current(found)
-    phase = phase_of(found, status)
+    phase = phase_of(found, status, now)
     job_status, metadata = (found.job or {}).get("status") or {}, (found.job or {}).get("metadata") or {}
     record = found.record or {}
     words = (job_status.get("jobDeploymentStatus", ""), job_status.get("reason", ""))
@@ -154,10 +158,10 @@ def state_of(found: Found, now: datetime | None = None) -> RunState:
     )
 
 
-def phase_of(found: Found, status: Document | None) -> Phase:
+def phase_of(found: Found, status: Document | None, now: datetime) -> Phase:
     """The RayJob decides while it is there; the driver's last word when it is not."""
     if found.job is None:
-        return _phase_without_job(found, status)
+        return _phase_without_job(found, status, now)
     job, said = found.job, found.job.get("status") or {}
     deployment, outcome = said.get("jobDeploymentStatus", ""), said.get("jobStatus", "")
     if outcome == "SUCCEEDED" and deployment in ("Complete", "Running"):
@@ -175,16 +179,20 @@ def phase_of(found: Found, status: Document | None) -> Phase:
     return "retrying" if said.get("failed") else "starting"
 
 
-def _phase_without_job(found: Found, status: Document | None) -> Phase:
+def _phase_without_job(found: Found, status: Document | None, now: datetime) -> Phase:
     last = (status or {}).get("state", "")
     if last == "succeeded":
         return "succeeded"
     if found.cancelled:
         return "cancelled"
     if last == "failed":
-        return "failed"
+        # KubeRay may be trying again: a cluster that will answer in a moment says so.
+        return "unknown" if found.missed else "failed"
+    quiet = _seconds((status or {}).get("updated"), now)
+    if last == "running" and quiet is not None and quiet <= SILENT_S:
+        return "running"
     if found.cluster_error is not None:
-        return "running" if last == "running" else "unknown"
+        return "unknown"
     return "unsubmitted" if status is None else "gone"
 
 
@@ -260,8 +268,14 @@ def _silences(found: Found, status: Document | None, phase: Phase, now: datetime
     """What one sees by nobody saying anything, or by not being able to ask."""
     if found.cluster_error is not None:
         yield Fact("seen", "ClusterUnreachable", found.cluster_error)
+    if found.denied:
+        yield Fact("seen", "NotAllowed", "; ".join(found.denied))
     if phase == "gone":
         yield Fact("seen", "Gone", f"the driver's last word was at {(status or {}).get('updated', 'no time')}")
+    if found.job is None and found.cluster_error is None and phase == "running":
+        yield Fact("seen", "Elsewhere", f"its last word was at {(status or {}).get('updated')}")
+    if found.job is None and phase == "unknown" and (status or {}).get("state") == "running":
+        yield Fact("seen", "DriverSilent", f"its last word was at {(status or {}).get('updated', 'no time')}")
     if found.job is not None and found.store_error is None:
         begun = ((found.job.get("status") or {}).get("rayJobInfo") or {}).get("startTime")
         quiet = _seconds((status or {}).get("updated") or begun, now)

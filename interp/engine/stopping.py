@@ -19,6 +19,14 @@ EXIT_CODE = 128 + signal.SIGTERM
 """What a shell says of a process that SIGTERM has ended."""
 
 
+_stopping = threading.Event()
+
+
+def is_stopping() -> bool:
+    """Whether a signal came, and what was under way is about to end by it."""
+    return _stopping.is_set()
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Inside, from the first SIGTERM on the function that this yields says so.
@@ -37,6 +45,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     def handle(*_: Any) -> None:
         signal.signal(signal.SIGTERM, before)
         came.set()
+        _stopping.set()
 
     # None stands for a handler that was not set from Python, which cannot be set again.
     before = signal.signal(signal.SIGTERM, handle) or signal.SIG_DFL
@@ -44,6 +53,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+        _stopping.clear()
     if came.is_set():
         logger.warning("stopped by SIGTERM")
         raise SystemExit(EXIT_CODE)

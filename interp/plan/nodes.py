@@ -3,8 +3,8 @@
     INTERP_CLUSTER={"nodes": [{"name": "gpu", "count": 8, "cpus": 16, "gpus": 1, "memory": 128000000000}]}
 
 On a cluster that begins with no worker, what is there says nothing about what there can be. `count` is the most nodes
-of a kind, `cpus`, `gpus` and `memory` (bytes) are of one of them; `gpu_memory` (bytes of one GPU) may be given as well:
-then no fit has to wait for a node to ask it.
+of a kind, `cpus`, `gpus` and `memory` (bytes) are of one of them. `shared_memory` (bytes of the memory that Ray takes)
+and `gpu_memory` (bytes of one GPU) may be given as well: then no fit has to wait for a node to ask it.
 
 The rule by which processes share nodes. All processes of a piece of work are alike, and must run at the same time.
 
@@ -35,7 +35,7 @@ SMALLEST = 0.2
 """CPUs of a process: with less to each, processes spend their time waiting for one another."""
 
 OBJECT_STORE = 0.3
-"""Of a node's memory, the part that Ray takes for what flows between processes."""
+"""Of a node's memory, the part that Ray takes for what flows between processes, where it is not told otherwise."""
 
 
 class Nodes(BaseModel):
@@ -48,12 +48,18 @@ class Nodes(BaseModel):
     cpus: Annotated[float, Field(gt=0)]
     gpus: Annotated[int, Field(ge=0)] = 0
     memory: Annotated[int, Field(ge=0)] = 0
+    shared_memory: Annotated[int, Field(ge=0)] = 0
     gpu_memory: Annotated[int, Field(ge=0)] = 0
 
     @property
     def free(self) -> float:
         """CPUs that processes may reserve on one node."""
         return self.cpus - min(RESERVE, self.cpus / 2)
+
+    @property
+    def for_processes(self) -> int:
+        """Bytes of one node's memory beside what Ray takes for what flows between processes."""
+        return max(0, self.memory - (self.shared_memory or math.ceil(OBJECT_STORE * self.memory)))
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else ""
@@ -118,6 +124,11 @@ def places(nodes: Sequence[Nodes], gpu: bool) -> int:
     return sum(kind.count * (kind.gpus if gpu else max(1, int(kind.cpus))) for kind in working(nodes, gpu))
 
 
+def most_places(nodes: Sequence[Nodes], gpu: bool) -> int:
+    """Processes that find a place at most: one for each GPU, or with the SMALLEST part of a CPU."""
+    return sum(kind.count * (kind.gpus if gpu else _fitting(kind, SMALLEST)) for kind in working(nodes, gpu))
+
+
 def cpus_each(nodes: Sequence[Nodes], processes: int, gpu: bool) -> float:
     """The CPUs of each of `processes`; 0 when they do not all find a place."""
     kinds = working(nodes, gpu)
@@ -139,7 +150,7 @@ def node_memory(nodes: Sequence[Nodes], cpus: float, gpu: bool) -> int:
     if gpu:
         return min((kind.gpu_memory for kind in kinds), default=0)
     parts = ((kind, _fitting(kind, cpus)) for kind in kinds)
-    return min((int(kind.memory * (1 - OBJECT_STORE)) // count for kind, count in parts if count), default=0)
+    return min((kind.for_processes // count for kind, count in parts if count), default=0)
 
 
 def _fitting(kind: Nodes, cpus: float) -> int:

@@ -2,6 +2,7 @@
 
     runs/<run>/plan.json                  the plan, as `Plan.to_json` wrote it; created once
     runs/<run>/run.json                   who submitted it, when, by which profile; what it is to do
+    runs/<run>/submissions/<token>.json   both, as one submission wrote them: the RayJob's token says which holds
     runs/<run>/status.json                the driver's last word: see `interp.cluster.progress`
     runs/<run>/log/<attempt>/<n>.txt      the driver's log: an object can only be written whole, so it comes in pieces
     runs/<run>/metrics/<attempt>/<n>.jsonl   figures of the stages, with times
@@ -12,7 +13,8 @@ Nothing here decides what is computed; a run can be started again after all of i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from interp.store.names import RUNS
 
 if TYPE_CHECKING:
     from interp.store.store import Store
+
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,36 @@ class RunFolder:
         suffix = "jsonl" if kind == "metrics" else "txt"
         self.write_text(f"{kind}/{attempt:04d}/{number:08d}.{suffix}", text)
 
-    def pieces(self, kind: str, after: str = "") -> Iterator[tuple[str, str]]:
-        """(name, text) of the pieces of `log` or `metrics` in their order, those after the piece of this name."""
+    def pieces(self, kind: str, after: str = "", lines: int | None = None) -> Iterator[tuple[str, str]]:
+        """(name, text) of the pieces of `log` or `metrics` in their order, those after the piece of this name. They are
+        read several at a time, for there may be thousands of them in a store far away.
+
+        Args:
+            lines: only the last pieces, that have so many lines together; the others are not read.
+        """
+        names = [name for name in self._piece_names(kind) if name > after]
+        if lines is None:
+            return self._texts(names)
+        last, found = list[tuple[str, str]](), 0
+        for name, text in self._texts(names[::-1]):
+            last.append((name, text))
+            found += text.count("\n")
+            if found >= lines:
+                break
+        return reversed(last)
+
+    def _piece_names(self, kind: str) -> list[str]:
         begin = f"{RUNS}/{self.name}/"
-        names = sorted(stat.path.removeprefix(begin) for stat in self.store.backend.objects(f"{begin}{kind}"))
-        for name in names:
-            if name > after and (text := self.text(name)) is not None:
-                yield name, text
+        return sorted(stat.path.removeprefix(begin) for stat in self.store.backend.objects(f"{begin}{kind}"))
+
+    def _texts(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """What is there of these, in this order, some at a time."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for begin in range(0, len(names), _AT_ONCE):
+                some = names[begin : begin + _AT_ONCE]
+                for name, text in zip(some, pool.map(self.text, some), strict=True):
+                    if text is not None:
+                        yield name, text
 
     def attempts(self, kind: str = "log") -> list[int]:
         """Numbers of the attempts that have left something."""

@@ -1,5 +1,5 @@
-"""A proxy on loopback before an S3 server, which can be told to refuse what writes: the reasons for which a real one
-does (503 SlowDown, 403 AccessDenied) do not come about by themselves.
+"""A proxy on loopback before an S3 server, which can be told to refuse what writes, or to take its time for it: the
+reasons for which a real one does (503 SlowDown, 403 AccessDenied) do not come about by themselves.
 
 All else passes unchanged. A request is signed for the address that it is sent to, which is the proxy's; it stays valid
 because the Host header passes as it is.
@@ -22,11 +22,14 @@ class RefusingS3:
     """`with RefusingS3(server.endpoint) as proxy:`
 
     Attributes:
-        refused: "PUT /bucket/key" of each write that was refused, in their order.
+        refused: "PUT /bucket/key" of each write that was refused, in their order; `taken` of the others.
+        pause_s: how much longer every write takes.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.refused: list[str] = []
+        self.taken: list[str] = []
+        self.pause_s = 0.0
         self._behind = urlsplit(endpoint).netloc
         self._status, self._until = 0, 0.0
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -58,9 +61,12 @@ class RefusingS3:
         self._thread.join(10)
 
     def answer(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> _Answer:
-        if method in ("PUT", "POST", "DELETE") and self.refuses:
-            self.refused.append(f"{method} {path}")
-            return _refusal(self._status)
+        if method in ("PUT", "POST", "DELETE"):
+            time.sleep(self.pause_s)
+            if self.refuses:
+                self.refused.append(f"{method} {path}")
+                return _refusal(self._status)
+            self.taken.append(f"{method} {path}")
         connection = http.client.HTTPConnection(self._behind, timeout=60)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)

@@ -28,7 +28,7 @@ def test_errors_name_the_right_that_is_missing(cluster: Cluster, kube: KubeApi) 
     "message",
     [
         'admission webhook "vrayjob.kb.io" denied the request: no',
-        'rayjobs.ray.io "run" is forbidden: exceeded quota: q',
+        'rayjobs.ray.io "run" is forbidden: exceeded quota: q, requested: limits.cpu=9',
     ],
 )
 def test_what_a_policy_refuses_is_no_missing_right(cluster: Cluster, kube: KubeApi, message: str) -> None:
@@ -36,6 +36,15 @@ def test_what_a_policy_refuses_is_no_missing_right(cluster: Cluster, kube: KubeA
     with pytest.raises(Invalid, match="a policy of the cluster refuses this") as error:
         cluster.create_job(rayjob())
     assert message in str(error.value) and "can-i" not in str(error.value)
+
+
+def test_too_many_rayjobs_are_removed_by_cancel(cluster: Cluster, kube: KubeApi) -> None:
+    kube.fail_next(
+        1, 403, "exceeded quota: interp, requested: count/rayjobs.ray.io=1, limited: count/rayjobs.ray.io=32"
+    )
+    with pytest.raises(Invalid, match=r"may have no more objects") as error:
+        cluster.create_job(rayjob())
+    assert "interp cancel RUN" in str(error.value)
 
 
 def test_a_token_that_has_expired(cluster: Cluster, kube: KubeApi) -> None:

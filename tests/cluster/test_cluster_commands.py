@@ -15,8 +15,10 @@ import yaml
 from kube_api import KubeApi
 from small_run import Small
 
+from interp.cli.console import print_line
 from interp.cli.main import COMMANDS, main
 from interp.cluster import control
+from interp.errors import StoreError
 
 pytestmark = pytest.mark.s3
 
@@ -89,8 +91,58 @@ def test_a_dry_run_prints_what_is_sent_and_writes_nothing(small: Small, interp: 
     interp("submit", small.study_file)
     sent = small.kube.get("RayJob", small.run)
     assert sent is not None and sent["spec"] == manifest["spec"]
-    for part in ("name", "namespace", "labels", "annotations"):
+    for part in ("name", "namespace", "labels"):
         assert sent["metadata"][part] == manifest["metadata"][part]
+    token = {"interp.dev/token": (small.run_folder.json("run.json") or {})["token"]}  # each submission's own
+    assert sent["metadata"]["annotations"] == manifest["metadata"]["annotations"] | token
+
+
+def test_the_rayjob_says_the_store_whatever_the_environment_says(
+    small: Small, interp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interp("submit", small.study_file)
+    small.driver_says("running", stage="fit", state="running")
+    monkeypatch.setenv("INTERP_STORE", f"{small.url}/another")
+    told = json.loads(interp("status", small.run, "--json"))
+    assert told["store"] == small.store.url and told["study"] == "small-one" and told["updated"]
+    assert f"{small.run}: cancelled" in interp("cancel", small.run, "--wait", 0)
+    assert small.run_folder.json("cancel.json") is not None
+
+
+def test_runs_are_found_among_rayjobs_when_the_store_is_away(
+    small: Small, interp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interp("submit", small.study_file)
+
+    def away(*_: object) -> None:
+        raise StoreError("no answer")
+
+    monkeypatch.setattr("interp.cluster.runs.run_names", away)
+    url = small.store.url
+    assert f"{small.run}  starting" in interp("status", small.run[:12], "--store", url)
+    assert small.run in interp("list", "--all", "--store", url)
+    assert "no answer" in interp("status", "nobody", "--store", url, code=1)
+
+
+def test_a_cached_study_is_told_before_it_must_fit(small: Small, interp: Any) -> None:
+    small.make_artifacts()
+    profile = small.folder / "profile.yaml"
+    profile.write_text(profile.read_text().replace("16G", "1K"))
+    assert f"{small.run}: everything is cached" in interp("submit", small.study_file)
+
+
+def test_following_with_json_is_an_object_a_line(small: Small, interp: Any) -> None:
+    interp("submit", small.study_file)
+    small.kuberay_says("Failed", "FAILED", "AppFailed")
+    small.driver_says("failed", {"kind": "RuntimeError", "message": "boom"})
+
+    def follow(run: str, *_: object, as_json: bool) -> None:
+        print_line(json.dumps({"run": run, "phase": "succeeded"}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("interp.cli.follow.follow_run", follow)
+        lines = [json.loads(line) for line in interp("resume", small.run, "--follow", "--json").splitlines()]
+    assert [line.get("outcome", line.get("phase")) for line in lines] == ["resumed", "succeeded"]
 
 
 def test_a_failure_has_a_reason_a_next_step_and_can_be_resumed(small: Small, interp: Any) -> None:
@@ -199,7 +251,7 @@ def test_commands_are_quick_and_load_neither_torch_nor_ray(small: Small) -> None
         ("logs", run),
         ("list", "--all"),
         ("diff", small.study_file, run),
-        ("cancel", run, "--wait", 0),
+        ("cancel", run, "--wait", 0, "--store", small.store.url),
     ):
         interp_in_a_process(small, *command)
     assert control.resume(run, small.cluster(), small.store).outcome == "resumed"

@@ -31,6 +31,12 @@ def uid(small: Small) -> str | None:
     return None if found is None else str(found["metadata"]["uid"])
 
 
+def token_of_job(small: Small) -> str:
+    found = small.kube.get("RayJob", small.run)
+    assert found is not None
+    return str(found["metadata"]["annotations"]["interp.dev/token"])
+
+
 def phase(small: Small) -> str:
     return look(small.run, small.cluster(), small.store.url).phase
 
@@ -67,7 +73,7 @@ def test_two_submits_at_once_make_one_rayjob(small: Small, monkeypatch: pytest.M
     assert control.plan_of(small.run_folder) == small.plan()
 
 
-def test_who_made_the_rayjob_has_the_say_and_the_token_stays(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_made_the_rayjob_has_the_say(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     create = Cluster.create_job
     theirs = {"run": small.run, "token": "theirs", "stages": [], "profile": {}}
 
@@ -79,7 +85,59 @@ def test_who_made_the_rayjob_has_the_say_and_the_token_stays(small: Small, monke
     monkeypatch.setattr(Cluster, "create_job", meanwhile)
     assert small.submit().outcome == "submitted"
     record = small.run_folder.json("run.json")
-    assert record is not None and record["token"] == "theirs" and record["profile"]["image"] == small.profile.image
+    assert record is not None and record["token"] == token_of_job(small) != "theirs"
+    assert record["profile"]["image"] == small.profile.image and record["context"] == "double"
+
+
+@pytest.mark.parametrize("order", ["at once", "the second writes when the first is done"])
+def test_two_resumes_at_once_leave_one_rayjob_and_its_record(
+    small: Small, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    small.submit()
+    small.kuberay_says("Failed", "FAILED", "AppFailed")
+    cluster, create, first = small.cluster(), Cluster.create_job, uid(small)
+    images = [f"registry.example/interp:{number}" for number in (2, 3)]
+    both, done = threading.Barrier(2, timeout=20), threading.Event()
+
+    def together(self: Cluster, manifest: dict[str, Any]) -> dict[str, Any]:
+        # Both have removed the old RayJob and written the folder.
+        both.wait()
+        if order != "at once" and images[1] in str(manifest):
+            assert done.wait(20)
+        return create(self, manifest)
+
+    def resume(image: str) -> str:
+        profile = small.profile.model_copy(update={"image": image})
+        outcome = control.resume(small.run, cluster, small.store, profile=profile).outcome
+        done.set()
+        return outcome
+
+    monkeypatch.setattr(Cluster, "create_job", together)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(resume, images))
+    assert sorted(outcomes) == ["already running", "resumed"]
+    won = images[outcomes.index("resumed")]
+    job, record = small.kube.get("RayJob", small.run), small.run_folder.json("run.json")
+    assert job is not None and record is not None and uid(small) != first
+    assert won in str(job["spec"]) and record["profile"]["image"] == won and record["token"] == token_of_job(small)
+
+
+def test_a_rayjob_that_somebody_made_meanwhile_is_not_removed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.submit()
+    small.kuberay_says("Failed", "FAILED", "AppFailed")
+    cluster, delete, second = small.cluster(), Cluster.delete_job, []
+
+    def meanwhile(self: Cluster, name: str, **of: Any) -> bool:
+        if not second:
+            second.append("...")
+            control.resume(small.run, small.cluster(), small.store)
+            second[0] = uid(small)
+        return delete(self, name, **of)
+
+    monkeypatch.setattr(Cluster, "delete_job", meanwhile)
+    assert control.resume(small.run, cluster, small.store).outcome == "already running"
+    record = small.run_folder.json("run.json")
+    assert uid(small) == second[0] and record is not None and record["token"] == token_of_job(small)
 
 
 def test_an_answer_that_is_lost(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +177,9 @@ def test_a_refused_create_leaves_a_folder_that_the_next_submit_uses(
             small.submit()
     assert "submit it again" in str(failure.value) and "could not be made" in failure.value.what
     assert small.kube.objects("RayJob") == [] and phase(small) == "unsubmitted"
-    before = small.run_folder.json("run.json")
     assert small.submit().outcome == "submitted"
-    after = small.run_folder.json("run.json")
-    assert before is not None and after is not None and after["token"] == before["token"]
+    record = small.run_folder.json("run.json")
+    assert record is not None and record["token"] == token_of_job(small)
 
 
 def test_an_api_that_is_away_before_anything_is_written(small: Small) -> None:
@@ -197,6 +254,95 @@ def test_resume_does_not_make_it_in_another_namespace(small: Small) -> None:
         control.resume(small.run, Cluster.open(None, "default"), small.store)
 
 
+def test_resume_does_not_make_it_on_another_cluster(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.submit()
+    small.kuberay_says("Running", "RUNNING")
+    with KubeApi() as other:
+        monkeypatch.setenv("KUBECONFIG", str(other.kubeconfig(tmp_path / "other", context="other")))
+        elsewhere = small.cluster()
+        for said in (None, "running", "failed"):
+            if said is not None:
+                small.driver_says(said)
+            with pytest.raises(SpecError, match="another cluster") as failure:
+                control.resume(small.run, elsewhere, small.store)
+            assert "context double" in str(failure.value) and "context other" in str(failure.value)
+        small.driver_says("running")
+        assert look(small.run, elsewhere, small.store.url).phase == "running"
+        assert control.submit(small.plan(), small.profile, elsewhere, small.store).outcome == "already running"
+        # It is asked to stop through the store, and may then go elsewhere.
+        assert control.cancel(small.run, elsewhere, small.store, wait=0).outcome == "cancelled"
+        assert control.resume(small.run, elsewhere, small.store).outcome == "resumed"
+        assert len(other.objects("RayJob")) == 1
+
+
+def test_nothing_is_decided_on_a_store_that_cannot_be_read(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.submit()
+    small.driver_says("failed", {"kind": "RuntimeError", "message": "boom"})
+    small.kube.remove("RayJob", small.run)
+    plan, store, record = small.plan(), small.store, small.run_folder.json("run.json")
+
+    run, cluster = small.run, small.cluster()
+
+    def hiccup(*_: object) -> None:
+        raise StoreError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.backend), "read", hiccup)
+        for command in (
+            lambda: control.submit(plan, small.profile, cluster, store),
+            lambda: control.resume(run, cluster, store, profile=small.profile, study_plan=plan),
+            lambda: control.cancel(run, cluster, store),
+        ):
+            with pytest.raises(StoreError, match="no answer"):
+                command()
+    assert small.kube.objects("RayJob") == [] and small.run_folder.json("run.json") == record
+
+
+def test_what_is_not_in_effect_is_told(small: Small) -> None:
+    small.submit()
+    other = small.profile.model_copy(update={"image": "registry.example/interp:2"})
+    done = control.submit(small.plan(), other, small.cluster(), small.store, retry_failed=True)
+    assert done.outcome == "already running" and "not in effect: the profile, --retry-failed" in done.note
+    assert small.submit().note == ""
+    small.kuberay_says("Failed", "FAILED", "AppFailed")
+    done = control.submit(small.plan(), other, small.cluster(), small.store, retry_failed=True)
+    assert done.outcome == "ended" and done.note.endswith(f"interp resume {small.run} --profile PROFILE --retry-failed")
+    assert control.resume(small.run, small.cluster(), small.store, retry_failed=True).outcome == "resumed"
+    job = small.kube.get("RayJob", small.run)
+    assert job is not None and "--retry-failed" in job["spec"]["entrypoint"]
+
+
+def test_the_rayjob_of_a_run_that_has_ended_is_removed_by_cancel(small: Small) -> None:
+    small.submit()
+    small.kuberay_says("Failed", "FAILED", "PreRunningDeadlineExceeded")  # no driver ever spoke
+    done = control.cancel(small.run, small.cluster(), small.store)
+    assert (done.outcome, done.phase) == ("ended", "failed") and "RayJob was removed" in done.note
+    assert uid(small) is None and phase(small) == "cancelled"
+    assert control.resume(small.run, small.cluster(), small.store).outcome == "resumed"
+    small.kuberay_says("Failed", "FAILED", "AppFailed")
+    small.driver_says("failed", {"kind": "RuntimeError", "message": "boom"})
+    control.cancel(small.run, small.cluster(), small.store)
+    assert uid(small) is None and phase(small) == "failed"  # the driver's own word stays
+
+
+def test_a_right_that_is_missing_is_told_and_the_rest_is_asked(small: Small) -> None:
+    small.submit()
+    small.kuberay_says("Initializing")
+    quota = {"type": "Warning", "reason": "FailedCreate", "message": "exceeded quota: team, requested: cpu=9"}
+    small.kube.put(
+        {"kind": "Event", "metadata": {"name": "e"}, "involvedObject": {"kind": "RayJob", "name": small.run}, **quota}
+    )
+    small.kube.deny("list", "pods")
+    state = look(small.run, small.cluster(), None)
+    assert state.reason is not None and state.reason.kind == "quota"
+    small.kube.deny("list", "events")
+    state = look(small.run, small.cluster(), None)
+    assert state.phase == "starting" and state.reason is not None and state.reason.kind == "not-allowed"
+    assert "list pods" in state.reason.why and "list events" in state.reason.why
+
+
 def test_what_does_not_fit_is_refused_before_the_old_rayjob_goes(small: Small) -> None:
     small.submit()
     small.kuberay_says("Failed", "FAILED", "AppFailed")
@@ -241,18 +387,16 @@ def test_cancel_does_not_wait_for_a_driver_that_is_silent_or_has_not_begun(small
     assert control.resume(small.run, small.cluster(), small.store).outcome == "resumed"
 
 
-def test_cancel_leaves_a_finished_run_alone(small: Small) -> None:
+def test_cancel_of_a_finished_run_removes_its_rayjob_alone(small: Small) -> None:
     small.submit()
     small.make_artifacts()
     small.kuberay_says("Complete", "SUCCEEDED")
     small.driver_says("succeeded")
     done = control.cancel(small.run, small.cluster(), small.store)
     assert (done.outcome, done.phase) == ("ended", "succeeded")
-    assert uid(small) is not None and small.run_folder.text("cancel.json") is None
+    assert uid(small) is None and small.run_folder.text("cancel.json") is None
     assert control.resume(small.run, small.cluster(), small.store).outcome == "cached"
-    # The RayJob goes in time: the store still knows.
-    small.kube.remove("RayJob", small.run)
-    assert phase(small) == "succeeded"
+    assert phase(small) == "succeeded"  # the store knows
 
 
 def test_a_succeeded_run_is_made_again_when_its_artifacts_are_gone_or_prompts_are_tried_again(small: Small) -> None:

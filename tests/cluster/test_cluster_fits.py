@@ -19,7 +19,7 @@ from interp.plan import places_in
 from interp.plan.budget import budget_of
 from interp.plan.cost import Cost
 from interp.plan.machines import GPUS
-from interp.plan.nodes import cpus_each, nodes_from_environment
+from interp.plan.nodes import cpus_each, node_memory, nodes_from_environment
 from interp.plan.shapes import ModelShape, shape_of
 from interp.spec.study import Study
 
@@ -167,7 +167,28 @@ def test_places_are_those_that_the_engine_finds() -> None:
     assert refused > 100
 
 
+def test_a_part_of_a_cpu_is_none_for_ray() -> None:
+    """1.9 CPUs are one logical CPU, of which half is left to Ray: two processes, not seven."""
+    of = profile(workers=[{**CPU, "cpus": 1.9, "max": 1}])
+    on_cpus = {"device": "cpu", "mode": "colocated"}
+    fits(study(fit={**on_cpus, "workers": 2}), of)
+    with pytest.raises(SpecError, match=r"fit needs 4 places at once \(4 workers\), .* at most 2"):
+        fits(study(fit={**on_cpus, "workers": 4}), of)
+
+
 # -- memory
+
+
+@pytest.mark.parametrize("shm", [None, "4G", "40G"])
+def test_memory_is_what_the_engine_will_find(shm: str | None) -> None:
+    """Beside /dev/shm, as the profile has it."""
+    of = profile(workers=[{**CPU, "memory": "64G", "max": 2, **({} if shm is None else {"shm": shm})}])
+    nodes = nodes_from_environment({"INTERP_CLUSTER": json.dumps(cluster_of(of))})
+    assert nodes is not None
+    beside = 64 * 10**9 - of.workers[0].shared_memory
+    for processes, expected in ((1, beside), (2, beside), (3, beside // 2), (7, beside // 4)):
+        assert Room(of, cuda=False).memory(processes) == expected
+        assert node_memory(nodes, cpus_each(nodes, processes, gpu=False), gpu=False) == expected
 
 
 def test_a_model_that_no_gpu_holds() -> None:

@@ -15,6 +15,7 @@ from kube_api import KubeApi
 
 from interp.cluster import logs
 from interp.cluster.client import Cluster
+from interp.cluster.client_errors import Forbidden, Unauthenticated
 from interp.cluster.log_lines import Resumed, Shown
 from interp.cluster.logs import SUBMITTER, RunLog
 from interp.store import Store
@@ -290,3 +291,64 @@ def test_reading_never_writes(kube: KubeApi, cluster: Cluster, folder: RunFolder
     assert Follower(cluster, folder.store.url).over() == lines(1)
     assert {request.verb for request in kube.requests} <= {"get", "list", "watch"}
     assert sorted(stat.path for stat in folder.store.backend.objects("")) == list(before)
+
+
+def last_word(folder: RunFolder, state: str) -> None:
+    document = {"run": RUN, "state": state, "token": "t", "updated": datetime.now(UTC).isoformat(), "stages": []}
+    folder.write_json("status.json", {**document, "attempt": 1})
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_api_that_refuses_for_good_leaves_the_store(
+    status: int, kube: KubeApi, cluster: Cluster, folder: RunFolder
+) -> None:
+    put(folder, 1, 0, 1, 2)
+    last_word(folder, "running")
+    kube.fail_next(10**6, status, "no")
+    follower = Follower(cluster, folder.store.url)
+    follower.has(2)
+    put(folder, 1, 1, 3)
+    last_word(folder, "failed")
+    assert follower.over() == lines(1, 2, 3)
+    assert any("reading the store" in text for text in follower.told)
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, Unauthenticated), (403, Forbidden)])
+def test_an_api_that_refuses_for_good_where_there_is_no_store(
+    status: int, error: type[Exception], kube: KubeApi, cluster: Cluster
+) -> None:
+    kube.fail_next(10**6, status, "no")
+    with pytest.raises(error):
+        list(RunLog(RUN, cluster, None).follow())
+
+
+def test_a_run_that_ended_while_the_api_is_away(kube: KubeApi, cluster: Cluster, folder: RunFolder) -> None:
+    put(folder, 1, 0, 1)
+    last_word(folder, "failed")
+    hasty = Cluster(cluster.namespace, cluster.api.__class__(cluster.connection, 0.3))
+    kube.stop()
+    log = RunLog(RUN, hasty, folder.store.url)
+    assert log.state() is None, "KubeRay may be trying again"
+    last_word(folder, "succeeded")
+    assert Follower(hasty, folder.store.url).over() == lines(1)
+
+
+def test_the_last_lines_are_found_without_reading_all(
+    kube: KubeApi, cluster: Cluster, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(100):
+        put(folder, 1, number, 2 * number, 2 * number + 1)
+    pod = submitter(kube, "s-1")
+    kube.write_log(pod, "\n".join(["connecting", *lines(196), "(pid=1) x", *lines(197)]))
+    read = list[str]()
+    text = RunFolder.text
+    monkeypatch.setattr(RunFolder, "text", lambda self, name: (read.append(name), text(self, name))[1])
+    whole = [*lines(*range(190, 196)), "connecting", *lines(196), "(pid=1) x", *lines(197, 198, 199)]
+    for tail in (1, 4, 8):
+        assert list(RunLog(RUN, cluster, folder.store.url).so_far(tail)) == whole[-tail:]
+    assert len(read) < 60
+    follower = Follower(None, folder.store.url, tail=3)
+    follower.has(3)
+    put(folder, 1, 100, 200)
+    last_word(folder, "succeeded")
+    assert follower.over() == lines(197, 198, 199, 200)

@@ -135,6 +135,12 @@ def test_every_problem_is_told_with_its_line() -> None:
         ({"env": {"GITHUBTOKEN": "x"}}, "looks like a secret"),
         ({"env": {"AWS_SESSION_TOKEN": "x"}}, "looks like a secret"),
         ({"env": {"wandb_api_key": "x"}}, "looks like a secret"),
+        ({"env": {"WANDB_KEY": "x"}}, "looks like a secret"),
+        ({"env": {"DB_DSN": "x"}}, "looks like a secret"),
+        ({"env": {"PGPASS": "x"}}, "looks like a secret"),
+        ({"env": {"SSH_PASSPHRASE": "x"}}, "looks like a secret"),
+        ({"env": {"HF_HUB_AUTH": "x"}}, "looks like a secret"),
+        ({"env": {"AUTHORIZATION": "x"}}, "looks like a secret"),
         ({"env": {"PROXY": "http://me:planted@proxy"}}, "a URL with credentials"),
         ({"env": {"RAY_AUTH_MODE": "disabled"}}, "is set by interp or by KubeRay"),
         ({"env": {"INTERP_RUN": "x"}}, "is set by interp or by KubeRay"),
@@ -156,6 +162,17 @@ def test_every_problem_is_told_with_its_line() -> None:
             "cpus 2 are fewer than gpus 4",
         ),
         ({"workers": [{"name": "a", "cpus": 1, "memory": "1G", "max": 1}] * 2}, "two worker groups have one name"),
+        ({"head": {"tolerations": [{"effect": "NoSchedule"}]}}, "key is missing"),
+        ({"head": {"tolerations": [{"key": "a b", "operator": "Exists"}]}}, "cannot be a taint's key"),
+        ({"head": {"tolerations": [{"key": "a", "value": "b c"}]}}, "cannot be a taint's value"),
+        ({"head": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}, "takes no value"),
+        ({"head": {"tolerations": [{"key": "a", "tolerationSeconds": 5}]}}, "goes with effect NoExecute"),
+        ({"head": {"node_selector": {"a b": "c"}}}, "cannot be a label's key"),
+        ({"head": {"node_selector": {"pool": "c d"}}}, "cannot be a label's value"),
+        (
+            {"workers": [{"name": "a", "cpus": 1, "memory": "1G", "max": 1, "node_selector": {"a b": "c d"}}]},
+            "cannot be a label's key",
+        ),
         ({"limits": {"idle": 0}}, "at least 1"),
         ({"retries": {"driver": 21}}, "at most 20"),
         ({"kind": "Study"}, "expected: Profile"),
@@ -169,7 +186,19 @@ def test_what_a_profile_may_not_say(changes: dict[str, Any], told: str) -> None:
 
 def test_names_that_only_look_like_secrets() -> None:
     env = {"TOKENIZERS_PARALLELISM": "false", "HTTPS_PROXY": "http://proxy:3128", "AWS_DEFAULT_REGION": "us-east-1"}
+    env |= dict.fromkeys(("GIT_AUTHOR_NAME", "NUMPY_BYPASS", "KEYMAP", "MONKEY", "COMPASSION", "PASSES"), "x")
     assert profile(env=env).env == env
+
+
+def test_tolerations_and_selectors_that_kubernetes_takes() -> None:
+    tolerations = [
+        {"operator": "Exists"},
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "pool", "value": "gpu", "effect": "NoExecute", "tolerationSeconds": 60},
+        {"key": "pool"},
+    ]
+    made = profile(head={"tolerations": tolerations, "node_selector": {"cloud.example/pool": "a-1", "spot": ""}})
+    assert len(made.head.tolerations) == 4
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -277,7 +306,7 @@ THERE = {
     ("LocalQueue", "team"),
 }
 MAY = {
-    *(((verb, "rayjobs")) for verb in ("create", "get", "list", "watch", "patch", "delete")),
+    *(((verb, "rayjobs")) for verb in ("create", "get", "list", "delete")),
     *((("get", "pods"), ("list", "pods"), ("get", "pods/log"), ("list", "events"), ("list", "workloads"))),
 }
 

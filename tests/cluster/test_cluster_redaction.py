@@ -61,6 +61,20 @@ def test_every_way_of_writing_a_secret_is_replaced(planted: dict[str, str]) -> N
     }
 
 
+def test_names_that_say_less_and_credentials_in_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_KEY", "DB_DSN", "PGPASS", "HF_HUB_AUTH"):
+        monkeypatch.setenv(name, f"planted-{name}")
+    monkeypatch.setenv("HTTPS_PROXY", "http://somebody:planted%2Fproxy@proxy:3128")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://planted-index@registry.example/simple")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Somebody Else")
+    text = Redactor().text(
+        "planted-WANDB_KEY planted-DB_DSN planted-PGPASS planted-HF_HUB_AUTH "
+        "http://somebody:planted%2Fproxy@proxy:3128 planted-index by Somebody Else"
+    )
+    assert "planted" not in text and "http://somebody:[redacted HTTPS_PROXY]@proxy:3128" in text
+    assert text.endswith("[redacted PIP_INDEX_URL] by Somebody Else")
+
+
 def test_short_values_stay_and_what_was_a_secret_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "12345")
     redactor = Redactor()

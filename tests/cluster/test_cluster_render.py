@@ -199,6 +199,7 @@ def test_the_cluster_that_the_driver_is_told_of_is_the_one_that_is_asked_for() -
         "cpus": 16,
         "gpus": 1,
         "memory": 128_000_000_000,
+        "shared_memory": 40_000_000_000,
         "gpu_memory": 141_000_000_000,
     }
     for node, one in zip(told, _groups(manifest), strict=True):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from driver_runs import SLOW, Submitted, submit
+from driver_runs import Submitted, submit
 from refusing_s3 import RefusingS3
 from s3 import S3Server
 from tiny_study import make_inputs
@@ -15,6 +16,9 @@ from tiny_study import make_inputs
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 BUSY_S, FORBIDDEN_S = 30.0, 5.0
+STEP = 64
+LONG_ENOUGH: dict[str, Any] = {"corpus": {"tokens": 8000}, "fit": {"batch_tokens": STEP}}
+"""With checkpoints all along the fit."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path) -> dict[str, bytes]:
     """The dictionaries of a run that nothing happened to."""
-    run = submit(inputs, inputs / "undisturbed", **SLOW)
+    run = submit(inputs, inputs / "undisturbed", **LONG_ENOUGH)
     code, _ = run.start().end()
     assert code == 0
     return run.weights()
@@ -48,7 +52,7 @@ def checkpoint(run: Submitted) -> int:
 def test_a_store_that_is_too_busy_to_write_is_waited_for(
     inputs: Path, s3_url: str, proxy: RefusingS3, undisturbed: dict[str, bytes]
 ) -> None:
-    run = submit(inputs, s3_url, **SLOW)
+    run = submit(inputs, s3_url, **LONG_ENOUGH)
     driver = run.start(AWS_ENDPOINT_URL=proxy.endpoint)
     driver.until(run.checkpointed)
     proxy.refuse(503, BUSY_S)
@@ -59,7 +63,7 @@ def test_a_store_that_is_too_busy_to_write_is_waited_for(
     code, lines = driver.end()
     assert code == 0
 
-    assert {"scratch" in path for path in proxy.refused} == {True, False}, "of the fit, and of the driver's own words"
+    assert {"/runs/" in path for path in proxy.refused} == {True, False}, "the driver's own words, and the fit's work"
     assert run.folder.attempts() == [1] and (run.status.attempt, run.status.state) == (1, "succeeded")
     assert run.states() == ["done", "done", "done"]
     assert run.log() == lines
@@ -70,13 +74,15 @@ def test_a_store_that_is_too_busy_to_write_is_waited_for(
 def test_a_store_that_forbids_writing_ends_the_attempt_and_the_next_goes_on(
     inputs: Path, s3_url: str, proxy: RefusingS3, undisturbed: dict[str, bytes]
 ) -> None:
-    run = submit(inputs, s3_url, **SLOW)
+    run = submit(inputs, s3_url, **LONG_ENOUGH)
     driver = run.start(AWS_ENDPOINT_URL=proxy.endpoint)
     driver.until(run.checkpointed)
-    proxy.refuse(403, FORBIDDEN_S)
+    proxy.refuse(403, 60)
+    driver.until(lambda: any("/runs/" not in path for path in proxy.refused))
+    proxy.refuse(403, FORBIDDEN_S)  # longer than it takes to end
     code, lines = driver.end()
     assert code == 1
-    assert not proxy.refuses and proxy.refused, "its last words have waited for a store that takes them"
+    assert not proxy.refuses, "its last words have waited for a store that takes them"
     status = run.status
     assert (status.attempt, status.state, run.states()) == (1, "failed", ["done", "failed", "waiting"])
     assert status.error is not None and status.error.kind == "StoreAccessError"
@@ -89,6 +95,6 @@ def test_a_store_that_forbids_writing_ends_the_attempt_and_the_next_goes_on(
     assert code == 0
     assert run.log(2) == lines
     start = next(row for row in run.metrics(2) if (row["stage"], row["step"]) == ("fit", "start"))
-    assert start["done"] == kept * SLOW["fit"]["batch_tokens"]
+    assert start["done"] == kept * STEP
     assert (run.status.attempt, run.status.state, run.states()) == (2, "succeeded", ["cached", "done", "done"])
     assert run.weights() == undisturbed

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
-from ray_jobs.submitter import follow, main
+from ray_jobs.submitter import client_of, follow, main
 
 ENTRYPOINT = "python -m ray_jobs.run_plan --run r"
 LINES = ["one\n", "two\n", "three\n", "four\n"]
@@ -127,6 +128,39 @@ def test_a_head_that_is_gone() -> None:
     head = Head([])
     head.refuse = 10**9
     assert run(head, patience=0.05) == (1, "")
+
+
+def test_a_head_that_answers_but_takes_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, tries = Head([]), list[str]()
+
+    def refused(*, entrypoint: str, submission_id: str) -> str:
+        tries.append(entrypoint)
+        raise RuntimeError("Request failed with status code 500: no space left on device")
+
+    monkeypatch.setattr(head, "submit_job", refused)
+    assert run(head, patience=0.05) == (1, "") and len(tries) > 1
+
+
+def test_a_driver_that_was_heard_for_longer_than_the_patience_may_be_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head([])
+    head.jobs["job"], head.statuses = ENTRYPOINT, ["RUNNING", "SUCCEEDED"]
+    connections = iter([True, False])
+
+    async def tail(job: str) -> AsyncIterator[str]:
+        slow = next(connections)
+        for line in LINES:
+            yield line
+            await asyncio.sleep(0.1 if slow else 0)
+        if slow:
+            raise RuntimeError("WebSocket closed")
+
+    monkeypatch.setattr(head, "tail_job_logs", tail)
+    assert run(head, patience=0.3) == (0, "".join(LINES))
+
+
+def test_a_request_that_nobody_answers_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(OSError, match="timed out"):
+        client_of(f"http://127.0.0.1:{silent.getsockname()[1]}", answer=0.2)
 
 
 def test_the_command_takes_one_entrypoint(capsys: pytest.CaptureFixture[str]) -> None:

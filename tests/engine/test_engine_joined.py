@@ -222,6 +222,15 @@ class JoinedCluster:
     def running(self) -> set[str]:
         return set(self._running)
 
+    def node_with(self, process: str) -> str:
+        """A node that runs such a process."""
+        for name, node in self._running.items():
+            for child in psutil.Process(node.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process in " ".join(child.cmdline()):
+                        return name
+        raise AssertionError(f"no node runs {process}")
+
     def kill(self, name: str) -> None:
         """All processes of a node at once, as when a machine goes."""
         process = self._running.pop(name)
@@ -359,9 +368,10 @@ def test_a_fit_of_which_a_node_goes_is_resumed_on_another(
         cluster.start_node(name)
     driver = drive(f"fit_{mode}", **GROWS)
     driver.until("checkpoint")
-    cluster.kill("third")
+    gone = cluster.node_with("RayTrainWorker")
+    cluster.kill(gone)
     driver.until("node lost")
-    cluster.start_node("third")
+    cluster.start_node(gone)
     driver.until("given back", 250)
     expected = driver.until("fitted")
     driver.ends_well()
@@ -460,8 +470,9 @@ def _fit(folder: Path, mode: Any) -> None:
     from interp.stages.fit import fit_job
     from interp.store import Store
 
-    sae = {"name": "r", "kind": "sae", "at": "layers.0.resid_post", "latents": 48}
-    parts: dict[str, Any] = {"corpus": {"tokens": 60 * 128}, "trace": None}
+    # Wide, so that steps take long enough for a node to go between two of them.
+    sae = {"name": "r", "kind": "sae", "at": "layers.0.resid_post", "latents": 16384}
+    parts: dict[str, Any] = {"corpus": {"tokens": 140 * 128}, "trace": None}
     study = make_study(folder, **parts, dictionaries=[{**sae, "activation": {"type": "topk", "k": 6}}])
     run(make_study(folder, **parts, dictionaries=[]))
     store, corpus = Store.open(study.store), artifact(study, "corpus")

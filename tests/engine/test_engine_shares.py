@@ -49,6 +49,24 @@ def test_harvesters_beside_the_workers_leave_them_less_memory() -> None:
         assert module._worker_memory(job_of(mode=mode), LAPTOP, 20) == 0, "streamed cannot be chosen"  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("harvesters", "asked"), [(0, [0]), (2, [0, 2])])
+def test_memory_is_asked_for_once_where_there_are_no_harvesters(
+    harvesters: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def settled(*_: Any) -> Any:
+        raise EngineError("far enough")
+
+    monkeypatch.setattr(module, "needs_of", lambda job: None)
+    monkeypatch.setattr(module, "settled", settled)
+    monkeypatch.setattr(module, "_worker_memory", lambda job, session, beside, waits: told.append(beside) or 1)
+    job = job_of(harvesters=harvesters, scratch=SimpleNamespace(json=lambda name: None))
+    with pytest.raises(EngineError, match="far enough"):
+        module.fit(job, LAPTOP, print)  # type: ignore[arg-type]
+    assert told == asked
+
+
 def test_a_signal_is_passed_on_by_who_watches_and_not_by_its_handler() -> None:
     written: list[tuple[str, str]] = []
 

@@ -170,7 +170,7 @@ def test_rights_are_of_the_least(name: str) -> None:
     }
     for resource, group, verbs in ASKED_BY_PROFILE_CHECK:
         assert set(verbs) <= granted[group, resource]
-    assert granted["ray.io", "rayjobs"] == {"create", "get", "list", "watch", "patch", "delete"}
+    assert granted["ray.io", "rayjobs"] == {"create", "get", "list", "delete"}
     assert {verb for key, verbs in granted.items() if key[1] != "rayjobs" for verb in verbs} <= {"get", "list", "watch"}
 
 

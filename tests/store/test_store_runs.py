@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from interp.errors import ArtifactMissing, StoreError
@@ -32,6 +34,28 @@ def test_pieces_come_in_order_and_after_the_one_that_was_read(run: RunFolder) ->
     (first, _), *_ = run.pieces("log")
     assert [text for _, text in run.pieces("log", after=first)] == ["1/10\n", "2/0\n"]
     assert run.attempts() == [1, 2] and run.attempts("metrics") == [1]
+
+
+def test_many_pieces_are_read_at_the_same_time_and_the_last_alone(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        run.put_piece("log", 1, number, f"{number} a\n{number} b\n")
+    threads, read, text = set[int](), list[str](), RunFolder.text
+    together = threading.Barrier(4)
+
+    def slow(self: RunFolder, name: str) -> str | None:
+        if len(threads) < 4:
+            threads.add(threading.get_ident())
+            together.wait(10)  # broken, if they came one after another
+        read.append(name)
+        return text(self, name)
+
+    monkeypatch.setattr(RunFolder, "text", slow)
+    assert [piece.split()[0] for _, piece in run.pieces("log")] == [str(number) for number in range(40)]
+    read.clear()
+    assert [piece for _, piece in run.pieces("log", lines=3)] == ["38 a\n38 b\n", "39 a\n39 b\n"]
+    assert len(read) <= 16
 
 
 def test_runs_are_no_artifacts(store: Store, run: RunFolder) -> None:

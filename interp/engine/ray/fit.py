@@ -58,7 +58,8 @@ def fit(job: FitJob, session: Session, progress: Progress) -> None:
         progress(sentence)
 
     needs = needs_of(job)
-    memory, beside = (_worker_memory(job, session, harvesters, waits) for harvesters in (0, job.harvesters))
+    memory = _worker_memory(job, session, 0, waits)
+    beside = _worker_memory(job, session, job.harvesters, waits) if job.harvesters else memory
     job, chosen = settled(job, needs, memory, beside)
     harvester = each
     harvesters = job.harvesters if job.mode == "streamed" else 0

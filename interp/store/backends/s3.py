@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CONNECT_S = 5.0
+"""For a connection: an address that swallows packets would hold a request for a minute, whatever the patience."""
+
 FIRST_PATIENCE = 15.0
 """Seconds for a server that has never answered this process: more likely a wrong address than a restart."""
 _DELETE_AT_ONCE = 1000
@@ -289,7 +292,12 @@ def _connect() -> Any:
         skip_instance_cache=True,
         use_listings_cache=False,
         max_concurrency=1,
-        config_kwargs={"retries": {"total_max_attempts": 1}, "read_timeout": 60, "max_pool_connections": 32},
+        config_kwargs={
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": CONNECT_S,
+            "read_timeout": 60,
+            "max_pool_connections": 32,
+        },
     )
     fs.retries = 1
     return fs
