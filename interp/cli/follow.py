@@ -32,14 +32,21 @@ def logs(
 ) -> None:
     """Show the log of a run: from its pod, and from the store once that is gone. A cut connection loses no line.
 
-    Exit codes: 0; with -f 0 when the run succeeds and 1 when it does not; 130 interrupted (the run goes on).
+    Exit codes: 0; 1 no line was found, and a place to look could not be read; with -f 0 when the run succeeds and 1
+    when it does not; 130 interrupted (the run goes on).
     """
     site = open_site(profile, store)
     name, _, url = site.find(run)
     if follow:
         return follow_run(name, site.cluster, url, tail=tail, as_json=as_json)
-    for line in RunLog(name, site.cluster, url, _tell).so_far(tail):
+    log, shown = RunLog(name, site.cluster, url, _tell), False
+    for line in log.so_far(tail):
         _show(line, as_json)
+        shown = True
+    if not shown and tail != 0:
+        _tell(f"no log was found: interp status {name} says how the run is")
+        if log.unread:
+            raise typer.Exit(FAILED)
 
 
 def follow_run(

@@ -69,8 +69,10 @@ def list_runs(
     if site.unreachable:
         print_line(f"from the store alone: {site.unreachable}")
     if not states:
-        more = "" if every else "; --all also shows those of the store"
-        return print_line(f"no runs in the cluster{more}")
+        where = "the store" if site.cluster is None else f"namespace {site.cluster.namespace}"
+        more = f", nor in {site.store}" if every and site.store else ""
+        remedy = "" if more else "; --all --store URL also shows those whose RayJob is gone"
+        return print_line(f"no runs in {where}{more}{remedy}")
     columns = ("run", "phase", "stage", "submitted", "study")
     print_table(columns, [_row(state) for state in states])
 
@@ -117,7 +119,7 @@ def status_lines(state: RunState) -> list[str]:
     if state.reason is not None:
         lines += [f"  {state.reason.what}", f"    {state.reason.why}", f"  next: {state.reason.next_step}"]
     elif state.phase in ("cancelled", "gone", "failed"):
-        lines.append(f"  next: interp resume {state.run}")
+        lines.append(f"  next: interp resume {state.run}" + (f" --store {state.store}" if state.store else ""))
     elif state.phase == "unsubmitted":
         lines.append("  next: submit the study again; its folder in the store will be used")
     return [*lines, *_aligned([_stage_columns(stage) for stage in state.stages])]

@@ -7,8 +7,10 @@ resumed; 2 the study, the profile or the command line must change; with --follow
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +22,7 @@ from interp.cluster.client import Cluster
 from interp.cluster.fits import require_fit
 from interp.cluster.render import dump_yaml, render
 from interp.plan import make_plan
+from interp.sources.revision import STDLIB
 from interp.spec.loading import load_study
 from interp.store import Store
 
@@ -57,6 +60,7 @@ def submit(
         return _tell(control.Done(run, "cached", "succeeded", opened.url), as_json)
     chosen = profiles.load_profile(profile)
     require_fit(plan, chosen)
+    _tell_of_own_python(plan)
     if dry_run:
         manifest = render(run, plan, chosen, retry_failed=retry_failed)
         return print_json(manifest) if as_json else print_line(dump_yaml(manifest).rstrip())
@@ -126,6 +130,16 @@ def _planned(study: Path, store: str | None) -> tuple[Plan, Store]:
     return make_plan(loaded.model_copy(update={"store": opened.url}), opened), opened
 
 
+def _tell_of_own_python(plan: Plan) -> None:
+    """The one source that this machine and the pods may have in two versions; the driver refuses another one."""
+    corpus = plan.stage("corpus")
+    if corpus is not None and not corpus.cached and plan.study.required_corpus.source == STDLIB:
+        sys.stderr.write(
+            f"interp: {STDLIB} is the library of each machine's own Python: the image must have {python_version()}, "
+            "as here, or the driver refuses the run\n"
+        )
+
+
 def _follow(done: Done, cluster: Cluster, as_json: bool) -> None:
     from interp.cli.follow import follow_run
 
@@ -152,4 +166,5 @@ def _tell(done: Done, as_json: bool, *, following: bool = False) -> None:
     if done.outcome in ("submitted", "resumed", "already running"):
         print_line(f"  interp status {run}\n  interp logs {run} -f")
     elif done.outcome in ("cancelled", "ended") and done.phase != "succeeded":
-        print_line(f"  interp resume {run}   goes on with it")
+        # Its RayJob may be gone, and with it what says where the store is.
+        print_line(f"  interp resume {run} --store {done.store}   goes on with it")

@@ -37,6 +37,9 @@ class RunLog:
     Args:
         cluster, store: either may be None.
         tell: for what the reader should know that is no line of the log, such as a cut connection.
+
+    Attributes:
+        unread: a place where there may be lines could not be read.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class RunLog:
         self._pods: dict[str, _PodLog] = {}
         self._pieces = _Pieces(self._shown.source("store"))
         self._told: set[str] = set()
+        self.unread = False
 
     def so_far(self, tail: int | None = None) -> Iterator[str]:
         """All lines that there are, or the last of them, in the order of their times."""
@@ -69,6 +73,8 @@ class RunLog:
             yield from self._stored()
             if state is not None and state.ended:
                 return
+            if state is not None and not pods and not self._pieces.any:
+                self._once(f"no log yet, the run is {state.phase}: interp status {self.run} says why")
             time.sleep(_EVERY_S)
 
     def state(self) -> RunState | None:
@@ -132,7 +138,8 @@ class RunLog:
         try:
             yield from self._pieces.lines(RunFolder(Store.open(self.store, patience=PATIENCE), self.run), tail)
         except StoreError as error:
-            self._once(f"the store cannot be read, trying again: {error.what}")
+            self.unread = True
+            self._once(f"the store cannot be read: {error.what}")
 
     def _asked(self, question: Callable[[], Any], otherwise: Any) -> Any:
         try:
@@ -140,7 +147,8 @@ class RunLog:
         except ClusterError as error:
             if _is_refusal(error) and self.store is None:
                 raise
-            self._once(f"the cluster does not answer, trying again: {error.what}")
+            self.unread = True
+            self._once(f"the cluster does not answer: {error.what}")
             return otherwise
 
     def _once(self, text: str) -> None:
@@ -167,6 +175,11 @@ class _Pieces:
 
     def __init__(self, source: Source) -> None:
         self._source, self._last = source, ""
+
+    @property
+    def any(self) -> bool:
+        """Whether there was one."""
+        return bool(self._last)
 
     def lines(self, folder: RunFolder, tail: int | None = None) -> Iterator[str]:
         """What is new; with `tail` no more than that many lines are looked for, from the end."""

@@ -242,12 +242,16 @@ def _stage_state(stage: Document, said: str, there: Collection[str], found: Foun
 
 
 def _facts(found: Found, status: Document | None, phase: Phase, now: datetime) -> Iterator[Fact]:
+    error = (status or {}).get("error")
     yield from job_facts(found.job)
-    yield from pod_facts(found.pods)
-    yield from event_facts(_of_now(found, phase, now))
+    if phase == "failed" and error:
+        # The driver said why; a worker that still waits for a node when all is over did not cause it.
+        yield from pod_facts([pod for pod in found.pods if pod not in pending(found.pods)])
+    else:
+        yield from pod_facts(found.pods)
+        yield from event_facts(_of_now(found, phase, now))
     if phase in ("queued", "suspended"):
         yield from workload_facts(found.workloads)
-    error = (status or {}).get("error")
     if error and phase in ("failed", "retrying", "starting", "stopping"):
         yield Fact("driver", error.get("kind") or "", error.get("message") or "", found.run)
     yield from _silences(found, status, phase, now)

@@ -76,7 +76,7 @@ def test_from_submit_to_the_end(small: Small, interp: Any) -> None:
     assert f"{run}: everything is cached" in interp("submit", study)
     assert "nothing left" not in interp("resume", run) and "everything is cached" in interp("resume", run)
     small.kube.remove("RayJob", run)
-    assert "no runs in the cluster" in interp("list")
+    assert "no runs in namespace" in interp("list")
     assert "there is no run" in interp("status", run, code=1)
     url = small.store.url
     assert f"{run}  succeeded" in interp("status", run, "--store", url)
