@@ -109,6 +109,7 @@ def start(*, cpus: int | None = None, gpus: int | None = None, object_store_byte
     _require_token_mode()
     os.environ.update(_EMBEDDED)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _forget_token()
     cores = available_cores()
     logical = max(4, 2 * cores) if cpus is None else cpus
     _remove_leftovers()
@@ -132,6 +133,13 @@ def _require_token_mode() -> None:
             expected="RAY_AUTH_MODE=token when ray is imported",
             remedy="open the engine before you import ray, or set RAY_AUTH_MODE=token in the environment",
         )
+
+
+def _forget_token() -> None:
+    """What Ray has read of a token before, or that there was none, it would keep for as long as the process lives."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join(address: str) -> Session:
