@@ -137,7 +137,7 @@ def _require_token_mode() -> None:
 
 def _forget_token() -> None:
     """What Ray has read of a token before, or that there was none, it would keep for as long as the process lives."""
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
 
